@@ -1,0 +1,55 @@
+"""The few collective operations the core needs, through torch.distributed as accelerate set it up.
+
+With one process each of them returns its input.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def all_gather(value: Tensor) -> Tensor:
+    """The concatenation over ranks of a 1-D tensor whose length may differ by rank."""
+    if world_size() == 1:
+        return value
+    length = torch.tensor([value.shape[0]], device=value.device)
+    lengths = [torch.zeros_like(length) for _ in range(world_size())]
+    dist.all_gather(lengths, length)
+    longest = int(max(int(n) for n in lengths))
+    padded = value.new_zeros(longest)
+    padded[: value.shape[0]] = value
+    parts = [torch.zeros_like(padded) for _ in range(world_size())]
+    dist.all_gather(parts, padded)
+    return torch.cat([p[: int(n)] for p, n in zip(parts, lengths, strict=True)])
+
+
+def all_reduce(value: Tensor) -> Tensor:
+    """The sum over ranks, in float64 on the CPU's behalf where the input is float."""
+    if world_size() == 1:
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def barrier() -> None:
+    """Wait for every process."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def is_main() -> bool:
+    """True on the process that writes logs and checkpoints."""
+    return rank() == 0

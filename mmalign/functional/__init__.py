@@ -1,0 +1,100 @@
+"""The mathematics: pure functions of tensors, one a formula, no state and no reduction over rows.
+
+Hyperparameters are keyword-only. ``PAIRWISE`` names every pairwise loss; they share one signature,
+described in `mmalign.functional.logistic`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from mmalign.functional.absolute import apo_down, apo_zero, bco, nca_pair
+from mmalign.functional.advantage import gae, group_advantage, tied_rows, whiten
+from mmalign.functional.coupled import aot, aot_unpaired
+from mmalign.functional.gaussian import gaussian_kl, gaussian_log_probs
+from mmalign.functional.logistic import (
+    cdpo_smoothing,
+    discopop,
+    dpo,
+    exo_pair,
+    f_dpo,
+    hinge,
+    label_posterior,
+    latent_em,
+    ln_dpo,
+    rdpo,
+)
+from mmalign.functional.reference_free import alphapo, cpo, dpo_sft, mapo, orpo, simpo
+from mmalign.functional.squared import ipo, sppo_hard
+from mmalign.functional.stable import exp_bounded, log1mexp, masked_mean, masked_sum
+from mmalign.functional.surrogate import clipped_surrogate, kl, value_loss
+
+PAIRWISE: Mapping[str, Callable[..., Tensor]] = {
+    "dpo": dpo,
+    "cdpo_smoothing": cdpo_smoothing,
+    "rdpo": rdpo,
+    "ipo": ipo,
+    "hinge": hinge,
+    "ln_dpo": ln_dpo,
+    "simpo": simpo,
+    "alphapo": alphapo,
+    "cpo": cpo,
+    "orpo": orpo,
+    "dpo_sft": dpo_sft,
+    "exo_pair": exo_pair,
+    "nca_pair": nca_pair,
+    "bco": bco,
+    "sppo_hard": sppo_hard,
+    "apo_zero": apo_zero,
+    "apo_down": apo_down,
+    "discopop": discopop,
+    "aot": aot,
+    "aot_unpaired": aot_unpaired,
+    "f_dpo": f_dpo,
+    "latent_em": latent_em,
+    "mapo": mapo,
+}
+"""Pairwise losses by key: ``(s_w, s_l, ref_s_w, ref_s_l, n_w, n_l, *, beta, ...) -> [N]``."""
+
+__all__ = [
+    "PAIRWISE",
+    "alphapo",
+    "aot",
+    "aot_unpaired",
+    "apo_down",
+    "apo_zero",
+    "bco",
+    "cdpo_smoothing",
+    "clipped_surrogate",
+    "cpo",
+    "discopop",
+    "dpo",
+    "dpo_sft",
+    "exo_pair",
+    "exp_bounded",
+    "f_dpo",
+    "gae",
+    "gaussian_kl",
+    "gaussian_log_probs",
+    "group_advantage",
+    "hinge",
+    "ipo",
+    "kl",
+    "label_posterior",
+    "latent_em",
+    "ln_dpo",
+    "log1mexp",
+    "mapo",
+    "masked_mean",
+    "masked_sum",
+    "nca_pair",
+    "orpo",
+    "rdpo",
+    "simpo",
+    "sppo_hard",
+    "tied_rows",
+    "value_loss",
+    "whiten",
+]

@@ -1,0 +1,136 @@
+"""What must hold in every run, checked while it runs.
+
+Each of these has cost somebody weeks in a tool that did not check it: a LoRA that receives no
+gradient, a reference that is the policy itself or that moves, images that never reached the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.policy import Policy
+from mmalign.protocols import Likelihood, Objective, Reference
+from mmalign.types import Batch, Trajectory
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 5e-2}
+"""How far two computations of one log-prob may lie apart, nats per step, by the weights' dtype."""
+RATIO_OBJECTIVES_NEED = "exact"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckLine:
+    """One line of a preflight check.
+
+    Attributes:
+        name: What was checked.
+        ok: Whether it holds.
+        detail: What was found, in plain words.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+
+
+class Violation(ValueError):
+    """An invariant does not hold: the run would be silently wrong."""
+
+
+def parts_fit(
+    objective: Objective,
+    *,
+    likelihood: Likelihood,
+    reference: Reference | None,
+    critic: nn.Module | None,
+) -> None:
+    """Whether everything the objective needs is supplied.
+
+    Raises:
+        ValueError: Naming what is missing and what to do.
+    """
+    name = type(objective).__name__
+    if RATIO_OBJECTIVES_NEED in objective.needs and likelihood == "bound":
+        raise ValueError(
+            f"{name} exponentiates a likelihood ratio, and this policy's likelihood is a bound; "
+            "use `likelihood: path` for the policy, or an objective such as dpo"
+        )
+    if "reference" in objective.needs and reference is None:
+        raise ValueError(f"{name} needs a reference and none was given")
+    if "values" in objective.needs and critic is None:
+        raise ValueError(f"{name} needs a critic and the policy has none")
+
+
+def same_at_start(log_probs: Tensor, batch: Batch, *, dtype: torch.dtype) -> CheckLine:
+    """The untrained policy agrees with its reference: KL 0, log 2 for sigmoid DPO."""
+    assert batch.reference is not None
+    difference = (log_probs.detach() - batch.reference).abs()
+    worst = float(torch.where(batch.trajectory.mask, difference, 0.0).max())
+    allowed = TOLERANCE[dtype]
+    return CheckLine(
+        name="policy equals reference at the start",
+        ok=worst <= allowed,
+        detail=f"largest log-prob difference {worst:.2g} nats (allowed {allowed:g})",
+    )
+
+
+def on_policy(log_probs: Tensor, batch: Batch, *, dtype: torch.dtype) -> CheckLine:
+    """What was recorded while sampling is what scoring says: the ratio is 1."""
+    assert batch.behaviour is not None
+    difference = (log_probs.detach() - batch.behaviour).abs()
+    worst = float(torch.where(batch.trajectory.mask, difference, 0.0).max())
+    allowed = TOLERANCE[dtype]
+    return CheckLine(
+        name="ratio is 1 on-policy",
+        ok=worst <= allowed,
+        detail=f"largest log-ratio {worst:.2g} nats (allowed {allowed:g})",
+    )
+
+
+def gradient_arrives(parameters: Mapping[str, nn.Parameter]) -> CheckLine:
+    """Something that is trained receives a gradient."""
+    reached = [
+        name
+        for name, p in parameters.items()
+        if p.grad is not None and bool(torch.any(p.grad != 0))
+    ]
+    return CheckLine(
+        name="gradient reaches the trained parameters",
+        ok=bool(reached),
+        detail=f"{len(reached)} of {len(parameters)} trained tensors have a gradient",
+    )
+
+
+class ReferenceWatch:
+    """Remembers what the reference said of a few rows, to see later that it has not moved."""
+
+    def __init__(self, reference: Reference, trajectory: Trajectory) -> None:
+        self.reference = reference
+        self.rows = trajectory.rows(torch.arange(min(2, len(trajectory))))
+        self.before = reference.scores(self.rows).clone()
+
+    def check(self, policy: Policy) -> CheckLine:
+        """The reference says the same as before; the policy need not."""
+        now = self.reference.scores(self.rows)
+        with torch.no_grad():
+            mine = policy.adapter.scores(policy.model, self.rows).log_probs
+        moved = float((now - self.before).abs().max())
+        apart = float((mine - now).abs().max())
+        return CheckLine(
+            name="reference has not moved",
+            ok=moved <= 1e-6 * max(1.0, float(self.before.abs().max())),
+            detail=f"it moved by {moved:.2g} nats; the policy is {apart:.2g} nats away from it",
+        )
+
+
+def require(line: CheckLine) -> None:
+    """Stop the run where an invariant is violated.
+
+    Raises:
+        Violation: Saying which and by how much.
+    """
+    if not line.ok:
+        raise Violation(f"invariant violated: {line.name}: {line.detail}")

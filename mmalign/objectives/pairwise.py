@@ -1,0 +1,81 @@
+"""What all pairwise objectives share: their credit, and their loss up to the formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mmalign import pairing
+from mmalign.functional import masked_sum
+from mmalign.types import Batch, Loss, Metric, Scores
+
+Formula = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""A loss of `mmalign.functional.PAIRWISE` with its hyperparameters filled in."""
+
+
+def credit(batch: Batch) -> Batch:
+    """Pairs, their coefficients and the denominator.
+
+    Pairs a selector has made are kept; otherwise every two rows of a group with different rewards
+    make one. Identical sides are dropped and counted, and only rows in a pair remain. The
+    denominator is the sum of the coefficients, hence the number of pairs unless a source weighs
+    them; it is 0 where no pair is left: such a batch has loss 0, and the caller skips the update
+    if the sum of the denominators over the processes is 0.
+    """
+    if batch.pairs is None:
+        batch = pairing.ordered_pairs(batch)
+    assert batch.pairs is not None
+    pairing.check_pairs(batch)
+    batch = pairing.trimmed(pairing.without_identical(batch))
+    assert batch.pairs is not None
+    total = float(len(batch.pairs)) if batch.coefficient is None else float(batch.coefficient.sum())
+    return replace(batch, denominator=total)
+
+
+def loss(scores: Scores, batch: Batch, *, formula: Formula, beta: float) -> Loss:
+    """The sum of the formula over the piece's pairs, times their coefficients.
+
+    Log-probs are summed over the steps with ``batch.weight``. A piece without pairs gives 0 with a
+    graph, so that every process can run backward.
+
+    Args:
+        scores: Of the piece, with gradient.
+        batch: The piece, credited.
+        formula: The six tensors of a pairwise loss to ``[N]``.
+        beta: Turns log-ratios into the implicit rewards of the metrics.
+    """
+    assert batch.pairs is not None and batch.reference is not None
+    w, r = batch.pairs.unbind(1)
+    s, ref = total_log_probs(scores.log_probs, batch), total_log_probs(batch.reference, batch)
+    n = (batch.trajectory.mask & (batch.weight != 0)).sum(1)
+    each = formula(s[w], s[r], ref[w], ref[r], n[w], n[r])
+    weight = torch.ones_like(each) if batch.coefficient is None else batch.coefficient.to(each)
+    total = (weight * each).sum()
+    with torch.no_grad():
+        # A pair of coefficient 0 only keeps a process without data in step with the others.
+        w, r = w[weight != 0], r[weight != 0]
+        reward = beta * (s - ref)
+        metrics = {
+            "loss": (total.detach(), weight.sum()),
+            "rewards/chosen": mean_of(reward[w]),
+            "rewards/rejected": mean_of(reward[r]),
+            "rewards/margins": mean_of(reward[w] - reward[r]),
+            "rewards/accuracies": mean_of((reward[w] > reward[r]).to(reward)),
+            "logps/chosen": mean_of(s[w]),
+            "logps/rejected": mean_of(s[r]),
+        }
+    return Loss(total=total, metrics=metrics)
+
+
+def total_log_probs(log_probs: Tensor, batch: Batch) -> Tensor:
+    """``[B, T]`` log-probs summed over the steps with the batch's weights: ``[B]`` nats."""
+    return masked_sum(log_probs * batch.weight, batch.trajectory.mask)
+
+
+def mean_of(values: Tensor) -> Metric:
+    """A metric that is the mean of ``values``."""
+    values = values.detach()
+    return values.sum(), values.new_tensor(float(values.numel()))

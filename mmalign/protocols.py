@@ -1,0 +1,152 @@
+"""The seams of mmalign: every contract between its parts, and nothing else.
+
+The modality of a model lives behind `Adapter`. No other part of the core may know it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.types import Additive, Batch, Loss, Output, Prompt, Scores, Trajectory
+
+Likelihood = Literal["exact", "bound"]
+Want = frozenset[str]
+"""Subset of {"entropy", "kl", "top_k_mass", "top_k_entropy", "features"}."""
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """A modality: how recorded data becomes a trajectory, how a model samples one and scores one.
+
+    Chance enters through ``generators`` alone, one per prompt, so that a row's draws depend on
+    neither its neighbours in the batch nor the number of processes.
+    """
+
+    likelihood: Likelihood
+
+    def encode(
+        self,
+        prompts: Sequence[Prompt],
+        outputs: Sequence[Sequence[Output]],
+        *,
+        generators: Sequence[torch.Generator],
+    ) -> Trajectory:
+        """Recorded outputs as a trajectory: row order is prompt by prompt, output by output.
+
+        All noise a bound needs is drawn here, once, and shared by the rows of a prompt.
+        """
+        ...
+
+    def sample(
+        self,
+        model: nn.Module,
+        prompts: Sequence[Prompt],
+        *,
+        group_size: int,
+        generators: Sequence[torch.Generator],
+    ) -> Trajectory:
+        """``group_size`` decoded trajectories of each prompt, rows of a prompt adjacent."""
+        ...
+
+    def scores(
+        self,
+        model: nn.Module,
+        trajectory: Trajectory,
+        *,
+        want: Want = frozenset(),
+        against: nn.Module | None = None,
+    ) -> Scores:
+        """Log-probs of what was done: differentiable, deterministic.
+
+        Args:
+            model: The network that decides (bare, never a distributed wrapper).
+            trajectory: B rows.
+            want: Further quantities to return.
+            against: The reference network, where exact ``kl`` is wanted.
+        """
+        ...
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        """Write what transformers / peft / diffusers load without mmalign."""
+        ...
+
+
+@runtime_checkable
+class Reference(Protocol):
+    """A fixed distribution the policy is held to."""
+
+    def scores(self, trajectory: Trajectory) -> Tensor:
+        """``[B, T]`` float32 log-probs, without gradient."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes whenever the reference's outputs may change."""
+        ...
+
+
+@runtime_checkable
+class RewardModel(Protocol):
+    """A judge of outputs. Failing is raising: never a 0."""
+
+    def __call__(self, prompts: Sequence[Prompt], outputs: Sequence[Output]) -> Tensor:
+        """``[B]`` or ``[B, K]`` float32, higher is better; one prompt per output."""
+        ...
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What training minimises: a frozen dataclass of hyperparameters with two functions.
+
+    Attributes:
+        additive_over: How finely the loss may be divided: whole groups, or single steps.
+        needs: Subset of {"reference", "behaviour", "values", "pairs", "exact", "entropy", "kl"}:
+            what must be supplied for the loss to be defined.
+    """
+
+    @property
+    def additive_over(self) -> Additive: ...
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    def credit(self, batch: Batch) -> Batch:
+        """Who is to be praised for what: advantages, pairs, weights, denominator. No gradient."""
+        ...
+
+    def loss(self, scores: Scores, batch: Batch) -> Loss:
+        """The summed loss of a piece of a credited batch, with gradient."""
+        ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where batches come from: recorded preferences, rollouts, or a mixture."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-serialisable position, such that a restored source yields the same next batch."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Selector(Protocol):
+    """What is kept of the sampled groups, and how it is paired."""
+
+    def __call__(self, batch: Batch) -> Batch: ...
+
+
+@runtime_checkable
+class Critic(Protocol):
+    """State values for objectives that need them."""
+
+    def values(self, trajectory: Trajectory) -> Tensor:
+        """``[B, T]`` value of the state before each step."""
+        ...

@@ -1,0 +1,215 @@
+"""What a policy is held to. Each reference is a small settings object that builds the real one.
+
+A reference never sees a gradient and never moves. Where it shares the policy's network (LoRA off, a
+named LoRA) it costs no second model.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mmalign import lora
+from mmalign._version import __version__
+from mmalign.policy import Policy
+from mmalign.protocols import Adapter, Reference
+from mmalign.run import ReferenceSpec
+from mmalign.store import ScoreStore, row_keys
+from mmalign.types import Trajectory
+
+START_NAME = "start"
+
+
+class NetworkReference:
+    """A reference that is a network in some state.
+
+    Args:
+        adapter: Scores trajectories.
+        model: The network.
+        state: Puts the network into the reference's state while it is scoring.
+        tensors: Which of the network's tensors its scores depend on, for the fingerprint.
+        starts_at_policy: True where the untrained policy gives the same scores.
+    """
+
+    def __init__(
+        self,
+        *,
+        adapter: Adapter,
+        model: nn.Module,
+        state: Callable[[], AbstractContextManager[None]] = nullcontext,
+        tensors: Callable[[str], bool],
+        starts_at_policy: bool,
+    ) -> None:
+        self.adapter = adapter
+        self.model = model
+        self.state = state
+        self.tensors = tensors
+        self.starts_at_policy = starts_at_policy
+
+    @torch.no_grad()
+    def scores(self, trajectory: Trajectory) -> Tensor:
+        """``[B, T]`` float32 log-probs."""
+        with self.state():
+            return self.adapter.scores(self.model, trajectory).log_probs
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the tensors the scores depend on, the adapter's settings and the version."""
+        digest = hashlib.sha256(f"{__version__} {self.adapter!r}".encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            if self.tensors(name):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+class RecordedReference:
+    """Scores of another reference, computed once per distinct row and kept on disk.
+
+    The store's folder is named by the inner reference's fingerprint and a row's key is a hash of
+    everything its score depends on, so a stale score cannot be read. Bounds are recorded for their
+    (timestep, noise) draws: keep them fixed with ``fixed_noise: true`` on the source.
+    """
+
+    def __init__(self, *, inner: Reference, folder: Path) -> None:
+        self.inner = inner
+        self.starts_at_policy = bool(getattr(inner, "starts_at_policy", False))
+        self.store = ScoreStore(folder / inner.fingerprint()[:32])
+
+    def scores(self, trajectory: Trajectory) -> Tensor:
+        """``[B, T]`` float32 log-probs; only rows never seen before are computed."""
+        keys = row_keys(trajectory)
+        missing = [i for i, key in enumerate(keys) if key not in self.store]
+        if missing:
+            part = trajectory.rows(torch.tensor(missing))
+            for i, row in zip(missing, self.inner.scores(part).cpu(), strict=True):
+                self.store.add(keys[i], row[trajectory.mask[i].cpu()])
+        result = torch.zeros(trajectory.mask.shape, dtype=torch.float32)
+        for i, key in enumerate(keys):
+            result[i, trajectory.mask[i].cpu()] = self.store[key]
+        return result.to(trajectory.mask.device)
+
+    def fingerprint(self) -> str:
+        """The inner reference's."""
+        return self.inner.fingerprint()
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+        self.store.flush()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    """A frozen copy of the policy as it starts: a second network in memory."""
+
+    def build(self, policy: Policy) -> NetworkReference:
+        """Copy the network now."""
+        model = copy.deepcopy(policy.model).eval().requires_grad_(False)
+        return NetworkReference(
+            adapter=policy.adapter, model=model, tensors=lambda _: True, starts_at_policy=True
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoRAOff:
+    """The policy's own network with its LoRA switched off."""
+
+    def build(self, policy: Policy) -> NetworkReference:
+        """Share the policy's network.
+
+        Raises:
+            ValueError: The policy has no LoRA, or parameters outside the LoRA are trained.
+        """
+        model = policy.model
+        if not lora.names(model):
+            raise ValueError("reference lora_off needs a policy with a LoRA; use `type: frozen`")
+        _refuse_trained_base(model)
+        return NetworkReference(
+            adapter=policy.adapter,
+            model=model,
+            state=lambda: lora.disabled(model),
+            tensors=lambda name: "lora_" not in name,
+            starts_at_policy=lora.is_fresh(model),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedLoRA:
+    """The policy's network with another, named LoRA in use (an SFT or OPA stage, say).
+
+    Attributes:
+        path: Folder of the LoRA in peft's layout.
+        name: The name it is loaded under.
+    """
+
+    path: str
+    name: str = "reference"
+
+    def build(self, policy: Policy) -> NetworkReference:
+        """Load the LoRA beside the policy's.
+
+        Raises:
+            ValueError: The folder holds no LoRA, the name is taken, or the base is trained.
+        """
+        model, name = policy.model, self.name
+        if name in lora.names(model):
+            raise ValueError(f"the policy's LoRA is called {name!r} too; rename one of them")
+        if lora.names(model):
+            _refuse_trained_base(model)
+            start = lora.merge_name(model)
+        else:
+            raise ValueError("reference named_lora needs a policy that trains a LoRA")
+        lora.load(model, self.path, name=name, trainable=False)
+        return NetworkReference(
+            adapter=policy.adapter,
+            model=model,
+            state=lambda: lora.active(model, name),
+            tensors=lambda key: "lora_" not in key or f".{name}." in key,
+            starts_at_policy=lora.equal(model, start, name),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """Another reference, computed once per row and recorded on disk.
+
+    Attributes:
+        of: The reference to record; None for the default one.
+        folder: Where the scores are kept; shared by runs with the same reference.
+    """
+
+    folder: str
+    of: ReferenceSpec | None = None
+
+    def build(self, policy: Policy) -> RecordedReference:
+        """Open the store of the reference's fingerprint."""
+        inner = default(policy).build(policy) if self.of is None else self.of.build(policy)
+        return RecordedReference(inner=inner, folder=Path(self.folder))
+
+
+def default(policy: Policy, *, start: str | None = None) -> ReferenceSpec:
+    """The reference of a policy whose config names none.
+
+    Args:
+        policy: As loaded.
+        start: The folder of the LoRA the policy starts from, or None. The reference is then that
+            LoRA: silently falling back to the base model would change what is being optimised.
+    """
+    if start is not None:
+        return NamedLoRA(path=start, name=START_NAME)
+    return LoRAOff() if lora.names(policy.model) else Frozen()
+
+
+def _refuse_trained_base(model: nn.Module) -> None:
+    moved = [k for k, p in model.named_parameters() if p.requires_grad and "lora_" not in k]
+    if moved:
+        raise ValueError(
+            f"{len(moved)} parameters outside the LoRA are trained ({moved[0]}, ...), so the "
+            "network without its LoRA is not a fixed reference; use `type: frozen`"
+        )

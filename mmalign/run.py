@@ -1,0 +1,169 @@
+"""A run: the tree of everything that defines one, in Python and in YAML alike.
+
+    Run(policy=TextPolicy(model="tinyworld/text", lora=LoRA()), objective=DPO(beta=0.1),
+        source=Preferences(data=TinyWorld(task="arithmetic"), batch_size=32)).train()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+from mmalign.protocols import Objective, Reference, RewardModel, Source
+from mmalign.types import Preference, Prompt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmalign.policy import Policy
+    from mmalign.trainer import Trainer
+
+
+@runtime_checkable
+class PolicySpec(Protocol):
+    """Settings of a policy of one modality (`mmalign.text.TextPolicy` and its kin)."""
+
+    def load(self) -> Policy:
+        """Load the model and its adapter."""
+        ...
+
+
+@runtime_checkable
+class DataSpec(Protocol):
+    """Settings of a data set."""
+
+    def preferences(self) -> Sequence[Preference]:
+        """Its recorded pairs."""
+        ...
+
+    def prompts(self) -> Sequence[Prompt]:
+        """Its prompts alone."""
+        ...
+
+
+@runtime_checkable
+class ReferenceSpec(Protocol):
+    """Settings of a reference."""
+
+    def build(self, policy: Policy) -> Reference:
+        """The reference of ``policy`` as it is now."""
+        ...
+
+
+@runtime_checkable
+class SourceSpec(Protocol):
+    """Settings of a source of batches."""
+
+    def build(self, policy: Policy, *, seed: int) -> Source:
+        """The source, at its beginning."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """How the loop runs.
+
+    Attributes:
+        steps: Optimizer updates in all.
+        learning_rate: Peak learning rate of AdamW.
+        critic_learning_rate: Of the critic's parameters, where the objective has one.
+        weight_decay: Decoupled weight decay.
+        adam_beta2: AdamW's second moment decay (the first is 0.9).
+        warmup_steps: Linear warm-up from 0.
+        schedule: Shape of the learning rate after warm-up, reaching 0 at the last step.
+        max_grad_norm: Gradient norm clip; None for none.
+        updates_per_batch: Optimizer updates made on each batch of a source.
+        rows_per_microbatch: Rows in one forward; None for the whole batch.
+        steps_per_microbatch: Steps in one forward, where steps can be scored apart; None for all.
+        log_every: Updates between lines of metrics.jsonl.
+        checkpoint_every: Updates between checkpoints; None for the last one only.
+        keep_checkpoints: How many to keep (at least 2).
+        mixed_precision: Passed to accelerate.
+        max_bad_updates: Stop at so many non-finite updates in a row; fewer are skipped and counted.
+        trackers: accelerate trackers: "tensorboard", "wandb", "trackio".
+    """
+
+    steps: int = 100
+    learning_rate: float = 1e-6
+    critic_learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    adam_beta2: float = 0.999
+    warmup_steps: int = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    max_grad_norm: float | None = 1.0
+    updates_per_batch: int = 1
+    rows_per_microbatch: int | None = None
+    steps_per_microbatch: int | None = None
+    log_every: int = 1
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    max_bad_updates: int = 1
+    trackers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Judging samples of fixed prompts with fixed seeds, before, during and after training.
+
+    Attributes:
+        data: Where the prompts come from; keep them apart from the training prompts.
+        judges: Rewards by name; the first is the headline.
+        samples: Samples of each prompt.
+        every: Updates between evaluations; None for before and after only.
+        batch_size: Prompts sampled at a time.
+        show: How many prompts keep their samples for the report.
+    """
+
+    data: DataSpec
+    judges: Mapping[str, RewardModel]
+    samples: int = 1
+    every: int | None = None
+    batch_size: int = 64
+    show: int = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Everything that defines a run. The YAML tree is this tree.
+
+    Attributes:
+        policy: What is aligned.
+        objective: What is minimised.
+        source: Where batches come from.
+        reference: What the policy is held to; None for the default: LoRA switched off, the LoRA the
+            policy starts from where it starts from one, or a frozen copy under full fine-tuning.
+        training: The loop.
+        evaluation: Judging, or None.
+        output: Folder of metrics, checkpoints, the resolved config and the aligned model.
+        seed: Of every random draw.
+    """
+
+    policy: PolicySpec
+    objective: Objective
+    source: SourceSpec
+    reference: ReferenceSpec | None = None
+    training: Training = field(default_factory=Training)
+    evaluation: Evaluation | None = None
+    output: str = "runs/run"
+    seed: int = 0
+
+    def build(self) -> Trainer:
+        """Load everything and check that the parts fit; nothing is trained yet.
+
+        Raises:
+            ValueError: Something an objective needs is supplied by nobody, or parts do not fit.
+        """
+        from mmalign.trainer import build
+
+        return build(self)
+
+    def train(self, *, resume: bool = False) -> Path:
+        """Train; returns the folder of the aligned model.
+
+        Args:
+            resume: Continue from the newest complete checkpoint in ``output``.
+        """
+        return self.build().train(resume=resume)

@@ -1,0 +1,297 @@
+"""Where batches come from: recorded preferences, rollouts, or both.
+
+Each source is a small settings object that builds the iterator. An iterator is infinite, and its
+position is a pair of counters: order and noise are functions of (seed, epoch, row number), so a
+restored source continues exactly, and every process count walks through the same global batches,
+of which each process encodes or samples its share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmalign import distributed, rng
+from mmalign.policy import Policy
+from mmalign.protocols import RewardModel, Selector, Source
+from mmalign.rewards import judged
+from mmalign.run import DataSpec, SourceSpec
+from mmalign.types import Batch, Output, Preference, Prompt, Trajectory
+
+
+class Order:
+    """Row numbers of global batches, epoch after epoch, each epoch newly shuffled.
+
+    Args:
+        size: Rows of the data set.
+        batch_size: Rows of a global batch.
+        seed: Of the shuffles.
+        shuffle: False to keep the data set's order.
+        keep_last: Whether an epoch ends with a smaller batch, or its rest joins the next epoch.
+    """
+
+    def __init__(
+        self, *, size: int, batch_size: int, seed: int, shuffle: bool, keep_last: bool
+    ) -> None:
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.shuffle, self.keep_last = shuffle, keep_last
+        self.epoch = 0
+        self.position = 0
+
+    def next(self) -> list[tuple[int, int]]:
+        """The next batch as (epoch, row number)."""
+        found: list[tuple[int, int]] = []
+        while len(found) < self.batch_size:
+            order = self._epoch_order()
+            taken = order[self.position : self.position + self.batch_size - len(found)]
+            found += [(self.epoch, row) for row in taken]
+            self.position += len(taken)
+            if self.position >= self.size:
+                self.epoch, self.position = self.epoch + 1, 0
+                if self.keep_last:
+                    break
+        return found
+
+    def _epoch_order(self) -> list[int]:
+        if not self.shuffle:
+            return list(range(self.size))
+        draw = rng.generator(self.seed, "order", self.epoch)
+        return torch.randperm(self.size, generator=draw).tolist()
+
+
+class PreferenceSource:
+    """Batches of recorded pairs."""
+
+    def __init__(self, spec: Preferences, policy: Policy, seed: int) -> None:
+        self.spec, self.policy, self.seed = spec, policy, seed
+        self.data = spec.data.preferences()
+        if len(self.data) == 0:
+            raise ValueError(f"the data set of the source holds no preference: {spec.data}")
+        self.order = Order(
+            size=len(self.data),
+            batch_size=spec.batch_size,
+            seed=seed,
+            shuffle=spec.shuffle,
+            keep_last=True,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            everything = self.order.next()
+            mine = _share(everything)
+            # A last batch smaller than the process count leaves some processes without a row. They
+            # still take part in the gradient exchange, with a row that weighs nothing.
+            batch = self._batch(mine or everything[-1:])
+            nothing = torch.zeros(1, device=batch.group.device)
+            yield batch if mine else replace(batch, coefficient=nothing)
+
+    def _batch(self, chosen: Sequence[tuple[int, int]]) -> Batch:
+        prompts: list[Prompt] = []
+        outputs: list[list[Output]] = []
+        generators: list[torch.Generator] = []
+        for epoch, number in chosen:
+            pair = self.data[number]
+            key = (self.seed, "encode", 0 if self.spec.fixed_noise else epoch, number)
+            for prompt, sides in _sides(pair):
+                prompts.append(prompt)
+                outputs.append(sides)
+                # Both sides of a pair draw the same noise, also where they saw different images.
+                generators.append(rng.generator(*key))
+        trajectory = self.policy.adapter.encode(prompts, outputs, generators=generators)
+        count = len(chosen)
+        return Batch(
+            trajectory=trajectory,
+            group=torch.arange(count).repeat_interleave(2),
+            reward=torch.tensor([1.0, 0.0]).repeat(count),
+            weight=trajectory.mask.float(),
+            pairs=torch.arange(2 * count).view(count, 2),
+        ).to(trajectory.mask.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch and position."""
+        return {"epoch": self.order.epoch, "position": self.order.position, "size": len(self.data)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved position."""
+        _restore(self.order, state, len(self.data))
+
+
+class RolloutSource:
+    """Batches of groups sampled from the policy as it is now, and judged."""
+
+    def __init__(self, spec: Rollouts, policy: Policy, seed: int) -> None:
+        self.spec, self.policy, self.seed = spec, policy, seed
+        self.data = spec.data.prompts()
+        if spec.batch_size % distributed.world_size():
+            raise ValueError(
+                f"batch_size {spec.batch_size} must be a multiple of the "
+                f"{distributed.world_size()} processes"
+            )
+        if len(self.data) == 0:
+            raise ValueError(f"the data set of the source holds no prompt: {spec.data}")
+        self.order = Order(
+            size=len(self.data),
+            batch_size=spec.batch_size,
+            seed=seed,
+            shuffle=spec.shuffle,
+            keep_last=False,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            batch = self._batch(_share(self.order.next()))
+            yield batch if self.spec.selector is None else self.spec.selector(batch)
+
+    def _batch(self, chosen: Sequence[tuple[int, int]]) -> Batch:
+        prompts = [self.data[number] for _, number in chosen]
+        generators = [rng.generator(self.seed, "rollout", epoch, row) for epoch, row in chosen]
+        size = self.spec.num_generations
+        trajectory = self.policy.sample(prompts, group_size=size, generators=generators)
+        asked = [prompt for prompt in prompts for _ in range(size)]
+        reward = judged(self.spec.reward, asked, _decoded(trajectory))
+        return Batch(
+            trajectory=trajectory,
+            group=torch.arange(len(prompts)).repeat_interleave(size),
+            reward=reward,
+            weight=trajectory.mask.float(),
+            metrics=_rollout_metrics(trajectory, reward, size),
+        ).to(trajectory.mask.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch and position."""
+        return {"epoch": self.order.epoch, "position": self.order.position, "size": len(self.data)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved position."""
+        _restore(self.order, state, len(self.data))
+
+
+class MixedSource:
+    """Each batch holds the rows of one batch of every part."""
+
+    def __init__(self, parts: Sequence[Source]) -> None:
+        self.parts = parts
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batches in zip(*self.parts, strict=True):
+            if any(b.pairs is None for b in batches):
+                raise ValueError(
+                    "the parts of a mixed source must pair their rows: give each rollouts part a "
+                    "selector such as `type: best_worst`"
+                )
+            yield Batch.concatenate(batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The positions of the parts."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from saved positions."""
+        for part, saved in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(saved)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preferences:
+    """Recorded pairs.
+
+    Attributes:
+        data: Where the pairs come from.
+        batch_size: Pairs of a global batch.
+        shuffle: Whether each epoch is shuffled anew.
+        fixed_noise: Whether a pair keeps its (timestep, noise) draws in every epoch, which lets its
+            reference scores be recorded; no effect on models whose likelihood is exact.
+    """
+
+    data: DataSpec
+    batch_size: int = 32
+    shuffle: bool = True
+    fixed_noise: bool = False
+
+    def build(self, policy: Policy, *, seed: int) -> PreferenceSource:
+        """The source at its beginning."""
+        return PreferenceSource(self, policy, seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollouts:
+    """Samples of the policy, judged by a reward.
+
+    Attributes:
+        data: Where the prompts come from.
+        reward: Judges the samples; a failure of it is an error, never a 0.
+        num_generations: Samples of each prompt (G).
+        batch_size: Prompts of a global batch.
+        selector: What is kept of the groups and how it is paired; None keeps everything.
+        shuffle: Whether each epoch is shuffled anew.
+    """
+
+    data: DataSpec
+    reward: RewardModel
+    num_generations: int = 8
+    batch_size: int = 16
+    selector: Selector | None = None
+    shuffle: bool = True
+
+    def build(self, policy: Policy, *, seed: int) -> RolloutSource:
+        """The source at its beginning."""
+        return RolloutSource(self, policy, seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixed:
+    """Offline and online rows in one batch: the sizes of the parts set the mixture.
+
+    Attributes:
+        parts: The sources.
+    """
+
+    parts: tuple[SourceSpec, ...]
+
+    def build(self, policy: Policy, *, seed: int) -> MixedSource:
+        """The sources at their beginnings, each with a seed of its own."""
+        parts = [p.build(policy, seed=rng.seed_of(seed, i)) for i, p in enumerate(self.parts)]
+        return MixedSource(parts)
+
+
+def _share(everything: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    return list(everything[distributed.rank() :: distributed.world_size()])
+
+
+def _sides(pair: Preference) -> list[tuple[Prompt, list[Output]]]:
+    if pair.rejected_prompt is None:
+        return [(pair.prompt, [pair.chosen, pair.rejected])]
+    return [(pair.prompt, [pair.chosen]), (pair.rejected_prompt, [pair.rejected])]
+
+
+def _restore(order: Order, state: Mapping[str, Any], size: int) -> None:
+    if state["size"] != size:
+        raise ValueError(
+            f"the data set had {state['size']} rows when this run was saved and has {size} now; "
+            "resuming would train on other rows: restore the data or start a new run"
+        )
+    order.epoch, order.position = state["epoch"], state["position"]
+
+
+def _decoded(trajectory: Trajectory) -> list[Output]:
+    outputs = [o for o in trajectory.outputs if o is not None]
+    assert len(outputs) == len(trajectory), "an adapter's sample() must decode every output"
+    return outputs
+
+
+def _rollout_metrics(
+    trajectory: Trajectory, reward: Tensor, group_size: int
+) -> dict[str, tuple[float, float]]:
+    rows = float(len(trajectory))
+    first = reward if reward.ndim == 1 else reward.sum(-1)
+    spread = first.view(-1, group_size).std(-1) if group_size > 1 else torch.zeros(1)
+    lengths = trajectory.mask.sum(1).float()
+    return {
+        "rollout/reward": (float(first.sum()), rows),
+        "rollout/reward_std": (float(spread.sum()), float(spread.numel())),
+        "rollout/length": (float(lengths.sum()), rows),
+    }

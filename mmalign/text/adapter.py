@@ -1,0 +1,210 @@
+"""Text: a step is a token of the answer, its log-prob is the log softmax at that token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mmalign import lora
+from mmalign.protocols import Likelihood, Want
+from mmalign.text.generation import Sampling, draw_uniforms, generate
+from mmalign.text.ids import answer_ids, prompt_ids
+from mmalign.text.rows import left_padded, positions_of, right_padded, side_by_side
+from mmalign.text.scoring import padded_steps, score_rows
+from mmalign.types import Output, Prompt, Scores, Trajectory
+
+
+class CausalAdapter:
+    """Drives any causal language model of transformers, with its chat template.
+
+    A prompt is a string (one turn of the user) or a conversation. Where the tokenizer has no chat
+    template, prompt and answer are plainly put one after the other.
+
+    Args:
+        tokenizer: The model's.
+        sampling: Temperature, longest answer, stop ids.
+        feature_size: Width of the hidden state that `Scores.features` holds.
+        max_prompt_length: Prompts with more tokens are refused; None for no limit.
+    """
+
+    likelihood: Likelihood = "exact"
+
+    def __init__(
+        self,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling,
+        feature_size: int,
+        max_prompt_length: int | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.sampling = sampling
+        self.feature_size = feature_size
+        self.max_prompt_length = max_prompt_length
+
+    def encode(
+        self,
+        prompts: Sequence[Prompt],
+        outputs: Sequence[Sequence[Output]],
+        *,
+        generators: Sequence[torch.Generator],
+    ) -> Trajectory:
+        """Recorded answers; see `mmalign.protocols.Adapter`. Nothing is random here.
+
+        Raises:
+            ValueError: An output is no text, a prompt is too long, or an answer holds a stop id.
+        """
+        return recorded(
+            outputs,
+            static={"prompt_ids": self._prompt_ids(prompts)},
+            tokenizer=self.tokenizer,
+            sampling=self.sampling,
+        )
+
+    @torch.no_grad()
+    def sample(
+        self,
+        model: nn.Module,
+        prompts: Sequence[Prompt],
+        *,
+        group_size: int,
+        generators: Sequence[torch.Generator],
+    ) -> Trajectory:
+        """``group_size`` answers of each prompt; a row's draws depend on no other row."""
+        ids = self._prompt_ids(prompts)
+        prompt_of = torch.arange(len(prompts)).repeat_interleave(group_size)
+        rows = [ids[i] for i in prompt_of.tolist()]
+        network = cast(PreTrainedModel, model)
+        mask = left_padded([torch.ones_like(row) for row in rows])
+        inputs = {"input_ids": left_padded(rows), "attention_mask": mask}
+        uniforms = draw_uniforms(
+            generators, group_size=group_size, num_steps=self.sampling.max_new_tokens
+        )
+        tokens, drawn = generate(
+            network, {k: v.to(network.device) for k, v in inputs.items()}, uniforms, self.sampling
+        )
+        return Trajectory(
+            mask=drawn,
+            prompt_of=prompt_of,
+            static={"prompt_ids": ids},
+            stepwise={"token": tokens},
+            outputs=decoded(self.tokenizer, tokens, drawn),
+        )
+
+    def scores(
+        self,
+        model: nn.Module,
+        trajectory: Trajectory,
+        *,
+        want: Want = frozenset(),
+        against: nn.Module | None = None,
+    ) -> Scores:
+        """Log-probs of the answers' tokens, nats under the sampling temperature."""
+        device = cast(PreTrainedModel, model).device
+        tokens, mask = answered(trajectory, device)
+        prompts = trajectory.static["prompt_ids"]
+        rows = side_by_side(
+            [prompts[i].to(device) for i in trajectory.prompt_of.tolist()], tokens, mask
+        )
+        inputs = {
+            "input_ids": rows.input_ids,
+            "attention_mask": rows.attention_mask,
+            "position_ids": rows.position_ids,
+        }
+        scores = score_rows(
+            model, inputs, tokens, mask, sampling=self.sampling, want=want, against=against
+        )
+        return padded_steps(scores, trajectory.mask.shape[1])
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        """Write the LoRA (peft's layout) or the whole model, and the tokenizer."""
+        save_model(model, directory)
+        self.tokenizer.save_pretrained(str(directory))
+
+    def _prompt_ids(self, prompts: Sequence[Prompt]) -> list[Tensor]:
+        ids = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
+        for row, found in enumerate(ids):
+            check_length(len(found), row, self.max_prompt_length)
+        return [torch.tensor(found, dtype=torch.int64) for found in ids]
+
+
+def recorded(
+    outputs: Sequence[Sequence[Output]],
+    *,
+    static: dict[str, list[object]] | dict[str, list[Tensor]],
+    tokenizer: PreTrainedTokenizerBase,
+    sampling: Sampling,
+) -> Trajectory:
+    """The trajectory of recorded answers: row order is prompt by prompt, answer by answer.
+
+    Raises:
+        ValueError: An output is no text, or an answer holds a stop id or a banned one.
+    """
+    flat = [output for answers in outputs for output in answers]
+    ids = []
+    for row, output in enumerate(flat):
+        if not isinstance(output, str):
+            raise ValueError(
+                f"row {row}: this model answers in text, and the recorded output is a "
+                f"{type(output).__name__}"
+            )
+        found = answer_ids(
+            tokenizer,
+            output,
+            stop_ids=sampling.stop_ids,
+            max_new_tokens=sampling.max_new_tokens,
+        )
+        if any(token in sampling.banned for token in found):
+            raise ValueError(f"row {row}: an answer must not contain image tokens: {output[:60]!r}")
+        ids.append(found)
+    lengths = torch.tensor([len(found) for found in ids])
+    tokens = right_padded(ids)
+    return Trajectory(
+        mask=torch.arange(tokens.shape[1]) < lengths.unsqueeze(1),
+        prompt_of=torch.arange(len(outputs)).repeat_interleave(
+            torch.tensor([len(answers) for answers in outputs])
+        ),
+        static=static,
+        stepwise={"token": tokens},
+        outputs=flat,
+    )
+
+
+def answered(trajectory: Trajectory, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens and mask ``[B, T']`` of the rows, without the columns that no row reaches."""
+    used = trajectory.mask.any(0).nonzero()
+    width = int(used.max()) + 1 if len(used) else 1
+    tokens = trajectory.stepwise["token"][:, :width].to(device)
+    return tokens, trajectory.mask[:, :width].to(device)
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, tokens: Tensor, mask: Tensor) -> list[Output]:
+    """The answers as text, without special tokens."""
+    return [
+        tokenizer.decode(row[kept], skip_special_tokens=True)
+        for row, kept in zip(tokens, mask, strict=True)
+    ]
+
+
+def check_length(length: int, row: int, limit: int | None) -> None:
+    """Refuse a prompt longer than ``limit`` tokens: cutting it would change what was asked."""
+    if limit is not None and length > limit:
+        raise ValueError(
+            f"prompt {row} has {length} tokens, more than max_prompt_length={limit}; set it to at "
+            f"least {length}, or filter the data"
+        )
+
+
+def save_model(model: nn.Module, directory: Path) -> None:
+    """Write what `from_pretrained` of peft, or of transformers, reads."""
+    network = cast(PreTrainedModel, model)
+    directory.mkdir(parents=True, exist_ok=True)
+    if lora.names(model):
+        lora.save(model, directory, name=lora.merge_name(model), base=network.name_or_path)
+    else:
+        network.save_pretrained(str(directory))

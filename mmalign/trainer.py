@@ -1,0 +1,420 @@
+"""The one training loop, for every objective and every kind of model.
+
+    for batch in source:
+        reference and behaviour scores, credit            (no gradient)
+        for each update on this batch:
+            for piece in batch.microbatches(...):
+                backward(objective.loss(policy.scores(piece), piece).total / denominator)
+            clip; step; log; evaluate; checkpoint
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor
+from tqdm import tqdm
+
+from mmalign import distributed, invariants, references, rng
+from mmalign.evaluation import evaluate, half_width, write_samples
+from mmalign.log import TIMING, RunFolder
+from mmalign.optim import optimizer_of, set_learning_rate
+from mmalign.policy import Policy, ValueHead
+from mmalign.protocols import Reference, Source
+from mmalign.run import Run
+from mmalign.state import Progress, restore, save, save_bad_batch
+from mmalign.types import Batch, Scores
+
+Sums = dict[str, tuple[float, float]]
+
+
+class Interrupted(Exception):
+    """The run was told to stop; its state is saved and `--resume` continues it."""
+
+
+class NonFinite(ValueError):
+    """The loss or its gradient is not a number; weights and optimizer are as before."""
+
+
+class Trainer:
+    """Trains a policy. Made by `build`.
+
+    Args:
+        run: The settings.
+        policy: What is trained.
+        reference: What it is held to, or None.
+        source: Where batches come from.
+        accelerator: Devices, processes, precision.
+    """
+
+    def __init__(
+        self,
+        *,
+        run: Run,
+        policy: Policy,
+        reference: Reference | None,
+        source: Source,
+        accelerator: Accelerator,
+    ) -> None:
+        self.run = run
+        self.policy = policy
+        self.reference = reference
+        self.source = source
+        self.accelerator = accelerator
+        self.objective = run.objective
+        self.folder = RunFolder(Path(run.output))
+        self.parameters = policy.trainable()
+        self.optimizer: Any = accelerator.prepare(optimizer_of(self.parameters, run.training))
+        policy.wrapped = accelerator.prepare(policy.scorer)
+        self.progress = Progress()
+        self.watch: invariants.ReferenceWatch | None = None
+        self.stopping = False
+
+    def train(self, *, resume: bool = False) -> Path:
+        """Run to the last step; returns the folder of the aligned model.
+
+        Raises:
+            ValueError: The output folder holds another run, or is in use.
+            Interrupted: A signal asked to stop; the state is saved.
+            NonFinite: Too many non-finite updates in a row.
+        """
+        if distributed.is_main():
+            self.folder.acquire()
+        try:
+            with self._signals():
+                return self._train(resume=resume)
+        finally:
+            self.folder.release()
+
+    def _train(self, *, resume: bool) -> Path:
+        if resume:
+            restore(self)
+        else:
+            self._start_folder()
+        if self.run.training.trackers:
+            self.accelerator.init_trackers("mmalign", config={"output": self.run.output})
+        if self.progress.step == 0:
+            self._evaluate()
+        bar = tqdm(
+            total=self.run.training.steps,
+            initial=self.progress.step,
+            desc=Path(self.run.output).name,
+            disable=not distributed.is_main(),
+        )
+        for batch, is_last in self._updates():
+            metrics = self._timed_update(batch)
+            bar.update()
+            bar.set_postfix_str(f"loss {metrics['loss']:.4f}")
+            self._after_update(metrics, is_last=is_last)
+        bar.close()
+        return self._finish()
+
+    def _start_folder(self) -> None:
+        from mmalign.config import save_resolved
+
+        if distributed.is_main():
+            if (self.folder.path / "metrics.jsonl").exists():
+                raise ValueError(
+                    f"{self.folder.path} already holds a run; continue it with --resume, or choose "
+                    "another `output`"
+                )
+            save_resolved(self.run, self.folder.path / "config.yaml")
+        distributed.barrier()
+
+    def _updates(self) -> Iterator[tuple[Batch, bool]]:
+        """The credited batch of each update left to make, and whether it is the run's last."""
+        batches = iter(self.source)
+        progress, training = self.progress, self.run.training
+        while progress.step < training.steps:
+            if progress.buffer is None:
+                progress.buffer = self.credited(next(batches))
+                progress.updates_done = 0
+            batch = progress.buffer
+            yield batch, progress.step + 1 == training.steps
+
+    @torch.no_grad()
+    def credited(self, batch: Batch) -> Batch:
+        """The batch with reference, behaviour and value scores, and credit."""
+        batch = batch.to(self.accelerator.device)
+        needs = self.objective.needs
+        if "reference" in needs and batch.reference is None:
+            assert self.reference is not None
+            batch = replace(batch, reference=self._reference_scores(batch))
+            if self.watch is None:
+                self.watch = invariants.ReferenceWatch(self.reference, batch.trajectory)
+        several = self.run.training.updates_per_batch > 1
+        if "values" in needs or ("behaviour" in needs and several and batch.behaviour is None):
+            own = self._own_scores(batch)
+            batch = replace(batch, behaviour=own.log_probs, values=own.values)
+        return self.objective.credit(batch)
+
+    def _reference_scores(self, batch: Batch) -> Tensor:
+        assert self.reference is not None
+        with self.accelerator.autocast():
+            parts = [self.reference.scores(batch.trajectory.rows(i)) for i in self._chunks(batch)]
+        return torch.cat(parts)
+
+    def _own_scores(self, batch: Batch) -> Scores:
+        """The policy's scores before any update on this batch, through the bare network."""
+        with self.accelerator.autocast():
+            parts = [
+                self.policy.scorer(batch.trajectory.rows(i), frozenset(), None)
+                for i in self._chunks(batch)
+            ]
+        return Scores(**{k: torch.cat([p[k] for p in parts]) for k in parts[0]})
+
+    def _chunks(self, batch: Batch) -> tuple[Tensor, ...]:
+        rows = torch.arange(len(batch), device=batch.group.device)
+        return rows.split(self.run.training.rows_per_microbatch or max(1, len(batch)))
+
+    def _timed_update(self, batch: Batch) -> dict[str, float]:
+        start = time.perf_counter()
+        metrics = self.update(batch)
+        metrics[TIMING + "update"] = time.perf_counter() - start
+        return metrics
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """One optimizer update on a credited batch; returns the metrics over all processes.
+
+        Raises:
+            NonFinite: Too many non-finite updates in a row; nothing was changed by this one.
+            invariants.Violation: On the first update, where the run would be silently wrong.
+        """
+        training = self.run.training
+        rate = set_learning_rate(self.optimizer, self.progress.step, training)
+        denominator = self._total(batch.denominator)
+        self.optimizer.zero_grad()
+        sums = self._backward(batch, denominator)
+        norm = self._gradient_norm()
+        metrics = self._reduced(sums, batch)
+        metrics["loss"] = self._total(sums["loss"][0]) / max(denominator, 1e-12)
+        metrics["grad_norm"] = norm
+        metrics["learning_rate"] = rate
+        finite = bool(torch.isfinite(torch.tensor([norm, metrics["loss"]])).all())
+        if denominator == 0:
+            metrics["skipped/no_signal"] = 1.0
+        elif not finite:
+            metrics["skipped/non_finite"] = 1.0
+            self._bad_update(batch)
+        else:
+            self.progress.bad_updates = 0
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return metrics
+
+    def _backward(self, batch: Batch, denominator: float) -> Sums:
+        training, objective = self.run.training, self.objective
+        pieces = list(
+            batch.microbatches(
+                rows=training.rows_per_microbatch,
+                steps=training.steps_per_microbatch,
+                additive_over=objective.additive_over,
+            )
+        )
+        # Gradients are averaged over processes, while the loss is a sum over all their rows.
+        scale = distributed.world_size() / max(denominator, 1e-12)
+        want = objective.needs & {"entropy", "kl", "top_k_mass", "top_k_entropy"}
+        sums: Sums = {}
+        for number, piece in enumerate(pieces):
+            is_last = number == len(pieces) - 1
+            alone = nullcontext() if is_last else self.accelerator.no_sync(self.policy.wrapped)
+            with alone:
+                scores = self.policy.scores(piece.trajectory, want=want)
+                if self.progress.step == 0 and self.progress.updates_done == 0:
+                    self._check_start(scores, piece)
+                loss = objective.loss(scores, piece)
+                self.accelerator.backward(loss.total * scale)
+            found = {**loss.metrics, "loss": (loss.total.detach(), torch.tensor(1.0))}
+            for name, (total, count) in found.items():
+                before = sums.get(name, (0.0, 0.0))
+                sums[name] = (before[0] + float(total), before[1] + float(count))
+        if self.progress.step == 0 and has_signal(batch):
+            invariants.require(invariants.gradient_arrives(self.parameters))
+        return sums
+
+    def _check_start(self, scores: Scores, piece: Batch) -> None:
+        dtype = next(self.policy.model.parameters()).dtype
+        if self.run.training.mixed_precision != "no":
+            dtype = torch.bfloat16
+        if piece.reference is not None and getattr(self.reference, "starts_at_policy", False):
+            invariants.require(invariants.same_at_start(scores.log_probs, piece, dtype=dtype))
+        if piece.behaviour is not None:
+            invariants.require(invariants.on_policy(scores.log_probs, piece, dtype=dtype))
+
+    def _gradient_norm(self) -> float:
+        limit = self.run.training.max_grad_norm
+        norm = self.accelerator.clip_grad_norm_(
+            list(self.parameters.values()), float("inf") if limit is None else limit
+        )
+        return float(norm)
+
+    def _reduced(self, sums: Sums, batch: Batch) -> dict[str, float]:
+        """Means over all processes of every (sum, count), and the summed counters."""
+        merged = {**{k: v for k, v in sums.items() if k != "loss"}, **batch.metrics}
+        metrics = {}
+        for name in sorted(merged):
+            total, count = merged[name]
+            total, count = self._total(total), self._total(count)
+            if count > 0:
+                metrics[name] = total / count
+        for name in sorted(batch.counters):
+            metrics[f"counts/{name}"] = self._total(batch.counters[name])
+        return metrics
+
+    def _total(self, value: float) -> float:
+        if distributed.world_size() == 1:
+            return float(value)
+        mine = torch.tensor(value, dtype=torch.float64, device=self.accelerator.device)
+        return float(distributed.all_reduce(mine))
+
+    def _bad_update(self, batch: Batch) -> None:
+        self.progress.bad_updates += 1
+        where = save_bad_batch(self, batch)
+        if self.progress.bad_updates >= self.run.training.max_bad_updates:
+            raise NonFinite(
+                f"update {self.progress.step + 1}: the loss or its gradient is not finite "
+                f"({self.progress.bad_updates} in a row). The weights are those of the update "
+                f"before; the batch is saved in {where}. Lower the learning rate, or look for "
+                "extreme log-probs or rewards in that batch."
+            )
+
+    def _after_update(self, metrics: dict[str, float], *, is_last: bool) -> None:
+        progress, training = self.progress, self.run.training
+        progress.step += 1
+        progress.updates_done += 1
+        if progress.updates_done >= training.updates_per_batch:
+            progress.buffer = None
+        if distributed.is_main() and (progress.step % training.log_every == 0 or is_last):
+            self.folder.append("metrics.jsonl", {"step": progress.step, **metrics})
+        if training.trackers:
+            self.accelerator.log(metrics, step=progress.step)
+        every = self.run.evaluation.every if self.run.evaluation else None
+        if is_last or (every is not None and progress.step % every == 0):
+            self._evaluate()
+        at = training.checkpoint_every
+        if is_last or self.stopping or (at is not None and progress.step % at == 0):
+            save(self)
+        if self.stopping and not is_last:
+            raise Interrupted(
+                f"stopped after update {progress.step} of {training.steps}; the state is saved in "
+                f"{self.folder.path}, continue with --resume"
+            )
+
+    def _evaluate(self) -> None:
+        if self.run.evaluation is None:
+            return
+        start = time.perf_counter()
+        judgements, samples = evaluate(self.policy, self.run.evaluation, seed=self.run.seed)
+        if not distributed.is_main():
+            return
+        record: dict[str, Any] = {
+            "step": self.progress.step,
+            "judge": {name: j.record() for name, j in judgements.items()},
+            "seconds": time.perf_counter() - start,
+        }
+        earlier = self.folder.read("evaluations.jsonl")
+        if earlier:
+            record["paired"] = {
+                name: _paired(earlier[0]["judge"][name]["per_prompt"], j.per_prompt)
+                for name, j in judgements.items()
+            }
+        self.folder.append("evaluations.jsonl", record)
+        write_samples(self.folder.path / "samples", self.progress.step, samples)
+
+    def _finish(self) -> Path:
+        if self.watch is not None:
+            invariants.require(self.watch.check(self.policy))
+        if isinstance(self.reference, references.RecordedReference):
+            self.reference.close()
+        target = self.folder.path / "model"
+        if distributed.is_main():
+            self.policy.save(target)
+        if self.run.training.trackers:
+            self.accelerator.end_training()
+        distributed.barrier()
+        return target
+
+    def _signals(self) -> _Signals:
+        return _Signals(self)
+
+
+class _Signals:
+    """While active, SIGTERM and SIGINT let the update finish and then stop the run."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        def stop(_number: int, _frame: object) -> None:
+            self.trainer.stopping = True
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.before[number] = signal.signal(number, stop)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def build(run: Run) -> Trainer:
+    """Load everything a run names and check that the parts fit.
+
+    Raises:
+        ValueError: Something is missing or does not fit; the message says what to do.
+    """
+    accelerator = Accelerator(
+        mixed_precision=run.training.mixed_precision,
+        log_with=list(run.training.trackers) or None,
+        project_dir=run.output,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
+        ],
+    )
+    torch.manual_seed(rng.seed_of(run.seed, "initialisation"))
+    policy = run.policy.load()
+    policy.model.to(accelerator.device)
+    start = getattr(getattr(run.policy, "lora", None), "path", None)
+    reference = None
+    if "reference" in run.objective.needs:
+        spec = run.reference or references.default(policy, start=start)
+        reference = spec.build(policy)
+    if "values" in run.objective.needs:
+        policy.scorer.critic = ValueHead(policy.adapter.feature_size).to(accelerator.device)
+    invariants.parts_fit(
+        run.objective,
+        likelihood=policy.likelihood,
+        reference=reference,
+        critic=policy.critic,
+    )
+    if not policy.trainable():
+        raise ValueError("the policy has no trainable parameter")
+    source = run.source.build(policy, seed=run.seed)
+    return Trainer(
+        run=run, policy=policy, reference=reference, source=source, accelerator=accelerator
+    )
+
+
+def has_signal(batch: Batch) -> bool:
+    """Whether anything in a credited batch asks the policy to move."""
+    if batch.pairs is not None:
+        return len(batch.pairs) > 0 and (
+            batch.coefficient is None or bool(torch.any(batch.coefficient != 0))
+        )
+    return batch.advantage is not None and bool(torch.any(batch.advantage != 0))
+
+
+def _paired(before: list[float], after: Tensor) -> dict[str, float]:
+    """The mean rise over the same prompts and its 95 % interval."""
+    rise = after.cpu().double() - torch.tensor(before, dtype=torch.float64)
+    mean, half = float(rise.mean()), half_width(rise)
+    return {"mean": mean, "low": mean - half, "high": mean + half}

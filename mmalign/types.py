@@ -1,0 +1,408 @@
+"""The values that flow through mmalign.
+
+Notation, used everywhere in the project:
+
+    P  prompts of a batch            B  rows (one row = one trajectory of one prompt)
+    G  rows that share a prompt      T  steps of a row (tokens, codebook indices, denoising moves)
+    N  pairs of rows                 K  objectives of a vector-valued reward
+    V  vocabulary                    C, H, W  latent channels, height, width
+
+A *step* is one decision of the policy: a response token, an image code, a denoising move, or one
+(timestep, noise) draw of a bound. Log-probabilities are float32 nats; for Gaussian steps they are
+nats per latent element (the mean over the latent), which every published clip range assumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Output: TypeAlias = "str | Image"
+Message: TypeAlias = Mapping[str, Any]
+Additive: TypeAlias = Literal["group", "step"]
+Metric: TypeAlias = tuple[Tensor, Tensor]
+"""A metric of a piece: (sum, count). Both are added over pieces and ranks, then divided."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What the policy is asked.
+
+    Attributes:
+        content: A string, or a conversation of ``{"role", "content"}`` messages whose content is a
+            string or a list of ``{"type": "text", "text": ...}`` and ``{"type": "image"}`` parts.
+        images: The pictures the conversation refers to, in reading order, RGB.
+        meta: Further columns of the row; reward models and judges read them.
+    """
+
+    content: str | tuple[Message, ...]
+    images: tuple[Image, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """A recorded preference: two outputs of one prompt, the first preferred.
+
+    Attributes:
+        prompt: The prompt of both sides, or of the chosen side where they saw different images.
+        chosen: The preferred output, text or picture.
+        rejected: The other output.
+        rejected_prompt: The prompt of the rejected side where it differs (a corrupted view).
+        margin: By how much the chosen output is better, where known (reward units).
+        meta: Further columns.
+    """
+
+    prompt: Prompt
+    chosen: Output
+    rejected: Output
+    rejected_prompt: Prompt | None = None
+    margin: float | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """What the policy did, with everything chance decided recorded, so that scoring is a function.
+
+    Attributes:
+        mask: ``[B, T]`` bool, True where the policy decided.
+        prompt_of: ``[B]`` int64, the prompt of each row (index into the prompts, ``0 .. P - 1``).
+        static: Inputs stored once per prompt however many rows share it. A value is a tensor whose
+            first axis is P, or a list of length P (ragged entries).
+        stepwise: ``[B, T, ...]`` tensors: token, latent, timestep, noise.
+        outputs: Length B, decoded: str, PIL image, or None where decoding was not asked for.
+        separable: True where a step can be scored without its neighbours (denoising moves).
+
+    Example:
+        Two answers to one question of a text model, three and two tokens long::
+
+            Trajectory(mask=[[1, 1, 1], [1, 1, 0]], prompt_of=[0, 0],
+                       static={"prompt_ids": [tensor([5, 8])]},
+                       stepwise={"token": [[4, 7, 2], [9, 2, 0]]}, outputs=["a b", "c"])
+    """
+
+    mask: Tensor
+    prompt_of: Tensor
+    static: Mapping[str, Any]
+    stepwise: Mapping[str, Tensor]
+    outputs: Sequence[Output | None]
+    separable: bool = False
+
+    def __len__(self) -> int:
+        return int(self.mask.shape[0])
+
+    @property
+    def num_prompts(self) -> int:
+        """P, the number of distinct prompt entries."""
+        return int(self.prompt_of.max()) + 1 if len(self) else 0
+
+    def rows(self, index: Tensor) -> Trajectory:
+        """The rows at ``index`` (``[M]`` int64); prompts nobody refers to any more are dropped."""
+        index = index.to(self.prompt_of.device)
+        used, prompt_of = torch.unique(self.prompt_of[index], return_inverse=True)
+        return replace(
+            self,
+            mask=self.mask[index],
+            prompt_of=prompt_of,
+            static={k: _take(v, used) for k, v in self.static.items()},
+            stepwise={k: v[index] for k, v in self.stepwise.items()},
+            outputs=[self.outputs[i] for i in index.tolist()],
+        )
+
+    def steps(self, window: slice) -> Trajectory:
+        """The steps of ``window`` alone.
+
+        Raises:
+            ValueError: The steps depend on each other (text, image codes).
+        """
+        if not self.separable:
+            raise ValueError(
+                "the steps of this trajectory depend on each other, so they cannot be scored "
+                "apart; leave `steps_per_microbatch` unset for this model"
+            )
+        return replace(
+            self,
+            mask=self.mask[:, window],
+            stepwise={k: v[:, window] for k, v in self.stepwise.items()},
+        )
+
+    def to(self, device: torch.device | str) -> Trajectory:
+        """The same trajectory on ``device``."""
+        return replace(
+            self,
+            mask=self.mask.to(device),
+            prompt_of=self.prompt_of.to(device),
+            static={k: _move(v, device) for k, v in self.static.items()},
+            stepwise={k: v.to(device) for k, v in self.stepwise.items()},
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence[Trajectory]) -> Trajectory:
+        """The rows of all parts, in order; shorter step axes are padded with masked zeros."""
+        first = parts[0]
+        assert all(p.separable == first.separable for p in parts)
+        assert all(p.static.keys() == first.static.keys() for p in parts)
+        length = max(p.mask.shape[1] for p in parts)
+        offsets = torch.tensor([0] + [p.num_prompts for p in parts[:-1]]).cumsum(0).tolist()
+        return Trajectory(
+            mask=torch.cat([_pad_steps(p.mask, length) for p in parts]),
+            prompt_of=torch.cat([p.prompt_of + o for p, o in zip(parts, offsets, strict=True)]),
+            static={k: _join([p.static[k] for p in parts]) for k in first.static},
+            stepwise={
+                k: torch.cat([_pad_steps(p.stepwise[k], length) for p in parts])
+                for k in first.stepwise
+            },
+            outputs=[o for p in parts for o in p.outputs],
+            separable=first.separable,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A group of trajectories with rewards, and what credit assignment adds to it.
+
+    An offline pair is a group of two with rewards (1, 0); GRPO's eight samples of a prompt are a
+    group of eight.
+
+    Attributes:
+        trajectory: B rows.
+        group: ``[B]`` int64; rows with one number are compared with each other. Formed from the
+            prompt's position, never from its text.
+        reward: ``[B]``, or ``[B, K]`` for several objectives; higher is better.
+        weight: ``[B, T]`` float32, weight of each step in the loss; 0 where masked.
+        step_reward: ``[B, T]`` reward of each step (process rewards), or None.
+        label: ``[B]`` bool of unpaired data, or None.
+        reference: ``[B, T]`` log-probs under the reference, or None.
+        behaviour: ``[B, T]`` log-probs under the policy that sampled, or None where the batch is
+            used for one update by the policy that sampled it (the ratio is then 1 by definition).
+        values: ``[B, T]`` the critic's values before the update, or None.
+        returns: ``[B, T]`` regression target of the critic, or None.
+        advantage: ``[B, T]``, or None.
+        pairs: ``[N, 2]`` int64 row numbers (chosen, rejected), or None.
+        coefficient: ``[N]`` weight of each pair, or None for ones.
+        denominator: What the summed loss is divided by, before summing over ranks: known before
+            the first forward, so that any division into microbatches gives the same gradient.
+        counters: Things dropped or noticed on the way here, by name; added over ranks.
+        metrics: (sum, count) of quantities measured on the way here, by name.
+    """
+
+    trajectory: Trajectory
+    group: Tensor
+    reward: Tensor
+    weight: Tensor
+    step_reward: Tensor | None = None
+    label: Tensor | None = None
+    reference: Tensor | None = None
+    behaviour: Tensor | None = None
+    values: Tensor | None = None
+    returns: Tensor | None = None
+    advantage: Tensor | None = None
+    pairs: Tensor | None = None
+    coefficient: Tensor | None = None
+    denominator: float = 0.0
+    counters: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.trajectory)
+
+    def rows(self, index: Tensor) -> Batch:
+        """The rows at ``index`` (``[M]`` int64), with the pairs whose both sides are among them."""
+        changes: dict[str, Any] = {"trajectory": self.trajectory.rows(index)}
+        for name in _PER_ROW:
+            value = getattr(self, name)
+            changes[name] = None if value is None else value[index]
+        if self.pairs is not None:
+            position = torch.full((len(self),), -1, dtype=torch.int64, device=self.pairs.device)
+            position[index] = torch.arange(len(index), device=self.pairs.device)
+            pairs = position[self.pairs]
+            kept = (pairs >= 0).all(1)
+            changes["pairs"] = pairs[kept]
+            if self.coefficient is not None:
+                changes["coefficient"] = self.coefficient[kept]
+        return replace(self, **changes)
+
+    def steps(self, window: slice) -> Batch:
+        """The steps of ``window`` alone (see `Trajectory.steps`)."""
+        changes: dict[str, Any] = {"trajectory": self.trajectory.steps(window)}
+        for name in _PER_STEP:
+            value = getattr(self, name)
+            changes[name] = None if value is None else value[:, window]
+        return replace(self, **changes)
+
+    def microbatches(
+        self, *, rows: int | None, steps: int | None, additive_over: Additive
+    ) -> Iterator[Batch]:
+        """Pieces whose losses add up to the batch's loss.
+
+        Args:
+            rows: At most this many rows a piece (a group larger than that stays whole where the
+                objective needs it whole); None for all.
+            steps: At most this many steps a piece; None for all.
+            additive_over: What the objective's loss is a sum over. ``"group"`` keeps groups whole
+                and never cuts the step axis.
+
+        Raises:
+            ValueError: ``steps`` is set and the objective, or the trajectory, needs whole rows.
+        """
+        if steps is not None and additive_over == "group":
+            raise ValueError(
+                "this objective compares whole trajectories, so `steps_per_microbatch` must be "
+                "unset"
+            )
+        for index in self._row_pieces(rows, additive_over):
+            piece = self if len(index) == len(self) else self.rows(index)
+            total = int(self.trajectory.mask.shape[1])
+            if steps is None or steps >= total:
+                yield piece
+            else:
+                yield from (piece.steps(slice(s, s + steps)) for s in range(0, total, steps))
+
+    def _row_pieces(self, rows: int | None, additive_over: Additive) -> Iterator[Tensor]:
+        every = torch.arange(len(self), device=self.group.device)
+        if rows is None or rows >= len(self):
+            yield every
+        elif additive_over == "step":
+            yield from every.split(rows)
+        else:
+            piece: list[Tensor] = []
+            for number in torch.unique(self.group):
+                members = every[self.group == number]
+                if piece and sum(map(len, piece)) + len(members) > rows:
+                    yield torch.cat(piece)
+                    piece = []
+                piece.append(members)
+            yield torch.cat(piece)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on ``device``."""
+        changes = {
+            f.name: getattr(self, f.name).to(device)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, trajectory=self.trajectory.to(device), **changes)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Batch]) -> Batch:
+        """One batch of all rows; groups stay apart. Every part must carry the same fields."""
+        length = max(p.trajectory.mask.shape[1] for p in parts)
+        row_offset, group_offset = 0, 0
+        groups, pairs = [], []
+        for p in parts:
+            groups.append(p.group + group_offset)
+            if p.pairs is not None:
+                pairs.append(p.pairs + row_offset)
+            row_offset += len(p)
+            group_offset += int(p.group.max()) + 1
+        changes: dict[str, Any] = {}
+        for name in _PER_ROW[1:]:
+            values = [getattr(p, name) for p in parts]
+            assert len({v is None for v in values}) == 1, f"{name} in some parts only"
+            if values[0] is not None:
+                padded = [_pad_steps(v, length) if name in _PER_STEP else v for v in values]
+                changes[name] = torch.cat(padded)
+        assert len(pairs) in (0, len(parts)), "pairs in some parts only"
+        if pairs and any(p.coefficient is not None for p in parts):
+            changes["coefficient"] = torch.cat(
+                [
+                    torch.ones(len(pair)) if p.coefficient is None else p.coefficient
+                    for p, pair in zip(parts, pairs, strict=True)
+                ]
+            )
+        counters: dict[str, float] = {}
+        metrics: dict[str, tuple[float, float]] = {}
+        for p in parts:
+            for key, value in p.counters.items():
+                counters[key] = counters.get(key, 0.0) + value
+            for key, (total, count) in p.metrics.items():
+                before = metrics.get(key, (0.0, 0.0))
+                metrics[key] = (before[0] + total, before[1] + count)
+        return Batch(
+            trajectory=Trajectory.concatenate([p.trajectory for p in parts]),
+            group=torch.cat(groups),
+            pairs=torch.cat(pairs) if pairs else None,
+            counters=counters,
+            metrics=metrics,
+            **changes,
+        )
+
+
+_PER_STEP = (
+    "weight", "step_reward", "reference", "behaviour", "values", "returns", "advantage",
+)  # fmt: skip
+_PER_ROW = ("group", "reward", "label", *_PER_STEP)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """What an adapter says about a trajectory. Every tensor is float32 with shape ``[B, T]``.
+
+    Attributes:
+        log_probs: Nats; 0 where masked. A bound where the adapter's likelihood is a bound.
+        entropy: Entropy of the step's distribution, nats, on request.
+        kl: Exact KL of the step's distribution to the reference's, nats, on request.
+        top_k_mass: Probability of the k likeliest symbols, on request.
+        top_k_entropy: Entropy of those symbols, renormalised, on request.
+        features: ``[B, T, F]`` what is known before the step is taken; the critic's input.
+        values: The critic's values, in units of reward, where the policy has a critic.
+    """
+
+    log_probs: Tensor
+    entropy: Tensor | None = None
+    kl: Tensor | None = None
+    top_k_mass: Tensor | None = None
+    top_k_entropy: Tensor | None = None
+    features: Tensor | None = None
+    values: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """The loss of a piece of a batch.
+
+    Attributes:
+        total: Scalar **sum** over the piece; the trainer divides by the batch's denominator.
+        metrics: Detached (sum, count) by name; added over pieces and ranks, then divided.
+    """
+
+    total: Tensor
+    metrics: Mapping[str, Metric]
+
+
+def _take(value: Any, index: Tensor) -> Any:
+    if isinstance(value, Tensor):
+        return value[index]
+    return [value[i] for i in index.tolist()]
+
+
+def _move(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, list | tuple):
+        return [_move(v, device) for v in value]
+    if isinstance(value, dict):
+        return {k: _move(v, device) for k, v in value.items()}
+    return value
+
+
+def _join(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], Tensor):
+        return torch.cat(list(values))
+    return [v for part in values for v in part]
+
+
+def _pad_steps(value: Tensor, length: int) -> Tensor:
+    missing = length - value.shape[1]
+    if missing == 0:
+        return value
+    filler = value.new_zeros(value.shape[0], missing, *value.shape[2:])
+    return torch.cat([value, filler], dim=1)
