@@ -57,8 +57,8 @@ class Writer:
     def __init__(self, root: Path, step: int) -> None:
         self.root = root
         self.step = step
-        self.final = root / f"step-{step:08d}"
-        self.folder = root / f".tmp-step-{step:08d}"
+        self.final = root / folder_name(step)
+        self.folder = root / f".tmp-{folder_name(step)}"
 
     def open(self) -> None:
         """Start with an empty temporary folder (left over from a crash, perhaps)."""
@@ -77,18 +77,27 @@ class Writer:
         write_text(self.folder / f"{name}.json", json.dumps(value))
 
     def commit(self, *, keep: int) -> Checkpoint:
-        """Write the manifest, rename, and prune all but the newest ``keep``."""
+        """Write the manifest, rename, and prune all but the newest ``keep``.
+
+        Where this step is there already and verifies, that one stays: replacing it would leave a
+        moment without either. Damaged ones of later steps, left by a run that fell back, do not
+        count among those kept.
+        """
+        assert keep >= 1
         files = {
             p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)}
             for p in sorted(self.folder.iterdir())
         }
         manifest = {"format": FORMAT, "step": self.step, "files": files}
         write_text(self.folder / MANIFEST, json.dumps(manifest, indent=1))
-        if self.final.exists():
-            shutil.rmtree(self.final)
-        self.folder.rename(self.final)
+        sync(self.folder)
+        if self.final.exists() and verify(self.final) is None:
+            shutil.rmtree(self.folder)
+        else:
+            shutil.rmtree(self.final, ignore_errors=True)
+            self.folder.rename(self.final)
         sync(self.root)
-        for old in _folders(self.root)[:-keep]:
+        for old in [p for p in _folders(self.root) if p.name <= self.final.name][:-keep]:
             shutil.rmtree(old)
         return Checkpoint(folder=self.final, step=self.step)
 
@@ -119,18 +128,26 @@ def verify(folder: Path) -> str | None:
         return f"{folder} has no {MANIFEST}"
     try:
         manifest = json.loads(path.read_text())
-        version, files = manifest["format"], dict(manifest["files"])
-    except (ValueError, KeyError, TypeError) as error:
-        return f"{path} cannot be read ({error})"
+        version, step = manifest["format"], manifest["step"]
+        files = {name: (f["bytes"], f["sha256"]) for name, f in manifest["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{path} cannot be read ({type(error).__name__}: {error})"
     if version != FORMAT:
         return f"{folder} has format {version}; this version of mmalign reads format {FORMAT}"
-    for name, expected in files.items():
+    if folder.name != folder_name(step):
+        return f"{path} belongs to step {step}"
+    for name, (size, digest) in files.items():
         file = folder / name
         if not file.is_file():
             return f"{file} is missing"
-        if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+        if file.stat().st_size != size or _sha256(file) != digest:
             return f"{file} was changed after it was written"
     return None
+
+
+def folder_name(step: int) -> str:
+    """The name of the checkpoint's folder after ``step`` updates."""
+    return "step-" + str(step).zfill(8)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -93,9 +93,12 @@ def evaluate(
         ValueError: There are fewer prompts than processes, or a judge fails.
     """
     prompts = evaluation.data.prompts()
+    if len(prompts) < distributed.world_size():
+        raise ValueError(
+            f"{len(prompts)} evaluation prompts are fewer than the {distributed.world_size()} "
+            "processes; give each process at least one"
+        )
     mine = list(range(len(prompts)))[distributed.rank() :: distributed.world_size()]
-    if not mine:
-        raise ValueError(f"{len(prompts)} evaluation prompts are fewer than the processes")
     scores: dict[str, list[Tensor]] = {name: [] for name in evaluation.judges}
     kept: list[Sample] = []
     pieces = [
@@ -120,6 +123,13 @@ def evaluate(
         name: Judgement(per_prompt=_in_prompt_order(torch.cat(values).float().cpu(), len(prompts)))
         for name, values in scores.items()
     }, kept
+
+
+def paired_rise(before: Sequence[float], after: Sequence[float]) -> dict[str, float]:
+    """The mean rise from one evaluation to another of the same prompts, and its 95 % interval."""
+    rise = torch.tensor(after, dtype=torch.float64) - torch.tensor(before, dtype=torch.float64)
+    mean, half = float(rise.mean()), half_width(rise)
+    return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 def write_samples(folder: Path, step: int, samples: Sequence[Sample]) -> None:

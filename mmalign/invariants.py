@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mmalign.optim import CRITIC
 from mmalign.policy import Policy
 from mmalign.protocols import Likelihood, Objective, Reference
 from mmalign.types import Batch, Trajectory
@@ -60,6 +61,11 @@ def parts_fit(
         )
     if "reference" in objective.needs and reference is None:
         raise ValueError(f"{name} needs a reference and none was given")
+    if "kl" in objective.needs and getattr(reference, "network", None) is None:
+        raise ValueError(
+            f"{name} with the exact KL compares whole distributions, so it needs a reference that "
+            "is a network (frozen, lora_off or named_lora), not recorded scores"
+        )
     if "values" in objective.needs and critic is None:
         raise ValueError(f"{name} needs a critic and the policy has none")
 
@@ -90,17 +96,25 @@ def on_policy(log_probs: Tensor, batch: Batch, *, dtype: torch.dtype) -> CheckLi
     )
 
 
+def depends_on_policy(loss: Tensor) -> CheckLine:
+    """The loss of a piece has a graph that ends in something trained."""
+    return CheckLine(
+        name="gradient reaches the trained parameters",
+        ok=loss.requires_grad,
+        detail="the loss depends on none of them",
+    )
+
+
 def gradient_arrives(parameters: Mapping[str, nn.Parameter]) -> CheckLine:
-    """Something that is trained receives a gradient."""
+    """Something of the network that is trained, its critic apart, receives a gradient."""
+    network = {name: p for name, p in parameters.items() if not name.startswith(CRITIC)}
     reached = [
-        name
-        for name, p in parameters.items()
-        if p.grad is not None and bool(torch.any(p.grad != 0))
+        name for name, p in network.items() if p.grad is not None and bool(torch.any(p.grad != 0))
     ]
     return CheckLine(
         name="gradient reaches the trained parameters",
         ok=bool(reached),
-        detail=f"{len(reached)} of {len(parameters)} trained tensors have a gradient",
+        detail=f"{len(reached)} of {len(network)} trained tensors have a gradient",
     )
 
 

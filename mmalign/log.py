@@ -57,11 +57,14 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def read(self, name: str) -> list[dict[str, Any]]:
-        """All lines of ``name``; none where it does not exist."""
+        """All lines of ``name``; none where it does not exist.
+
+        A last line without its end, left by a crash in the middle of writing, is no line.
+        """
         path = self.path / name
         if not path.is_file():
             return []
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 
     def forget_after(self, step: int) -> None:
         """Drop the lines written after ``step``: a resumed run writes them again."""

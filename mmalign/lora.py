@@ -8,12 +8,13 @@ apart by name.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,19 +91,26 @@ def load(model: nn.Module, directory: str | Path, *, name: str, trainable: bool)
         raise ValueError(f"{folder} holds no LoRA: adapter_model.safetensors is missing")
     config = LoraConfig.from_pretrained(str(folder))
     assert isinstance(config, LoraConfig)
-    before = names(model)
+    before = merge_name(model) if names(model) else None
+    trained = {k for k, p in model.named_parameters() if p.requires_grad}
     _inject(config, model, name)
-    result: Any = set_peft_model_state_dict(model, load_file(weights), adapter_name=name)
+    tensors = load_file(weights)
+    result: Any = set_peft_model_state_dict(model, tensors, adapter_name=name)
     if result.unexpected_keys:
         raise ValueError(f"{weights} does not fit this model: {result.unexpected_keys[:3]} ...")
+    if len(state_dict(model, name=name)) != len(tensors):
+        raise ValueError(
+            f"{weights} holds {len(tensors)} tensors and its adapter_config.json describes "
+            f"{len(state_dict(model, name=name))}: the two do not belong together"
+        )
     if trainable:
         _only_trainable(model, name)
     else:
+        # Injecting changes what trains; a reference must leave that as it was.
         for key, parameter in model.named_parameters():
-            if f".{name}." in key:
-                parameter.requires_grad_(False)
-        if before:
-            _activate(model, before[0] if DEFAULT_NAME not in before else DEFAULT_NAME)
+            parameter.requires_grad_(key in trained)
+        if before is not None:
+            _activate(model, before)
 
 
 def names(model: nn.Module) -> list[str]:
@@ -150,6 +158,20 @@ def active(model: nn.Module, name: str) -> Iterator[None]:
         _activate(model, before)
 
 
+def belongs(key: str, name: str) -> bool:
+    """Whether the parameter ``key`` is part of the LoRA ``name``."""
+    return re.search(rf"\.lora_\w+\.{re.escape(name)}(\.|$)", key) is not None
+
+
+def scaling(model: nn.Module, name: str) -> dict[str, float]:
+    """What each layer's update of the LoRA ``name`` is multiplied by, by layer."""
+    return {
+        key: float(layer.scaling[name])
+        for key, layer in model.named_modules()
+        if isinstance(layer, _layer_class()) and name in layer.scaling
+    }
+
+
 def is_fresh(model: nn.Module) -> bool:
     """True where every LoRA update is exactly zero, as right after `attach`."""
     return all(
@@ -180,7 +202,7 @@ def save(
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
-    config = model.peft_config[name]  # type: ignore[union-attr,index,operator]
+    config = cast(Any, model).peft_config[name]
     config.base_model_name_or_path = base
     config.inference_mode = True
     # A wrapped model prefixes its keys; injected ones have none, and peft's loader wants them.
@@ -201,12 +223,20 @@ def _inject(config: Any, model: nn.Module, name: str) -> None:
         except ValueError as error:
             kind = type(model).__name__
             raise ValueError(f"cannot attach LoRA {name!r} to {kind}: {error}") from error
+    for key, parameter in model.named_parameters():
+        if belongs(key, name):
+            # As peft's own loaders do: updates of AdamW would be lost in half precision.
+            parameter.data = parameter.data.float()
+
+
+def _layer_class() -> Any:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return BaseTunerLayer
 
 
 def _layers(model: nn.Module) -> Iterator[Any]:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return (m for m in model.modules() if isinstance(m, BaseTunerLayer))
+    return (m for m in model.modules() if isinstance(m, _layer_class()))
 
 
 def _activate(model: nn.Module, name: str) -> None:
@@ -216,16 +246,14 @@ def _activate(model: nn.Module, name: str) -> None:
 
 def _only_trainable(model: nn.Module, name: str) -> None:
     for key, parameter in model.named_parameters():
-        parameter.requires_grad_(f".{name}." in key)
+        parameter.requires_grad_(belongs(key, name))
     _activate(model, name)
 
 
 def _linear_names(model: nn.Module) -> list[str]:
     """Every linear layer except the output head, which peft leaves out as well."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    wrapped = {name for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+    wrapped = {name for name, m in model.named_modules() if isinstance(m, _layer_class())}
     found = [
         name
         for name, module in model.named_modules()

@@ -33,7 +33,8 @@ def scale_at(step: int, training: Training) -> float:
     """The learning rate of update ``step`` (from 0) as a share of its peak.
 
     A pure function of the step, so that resuming needs no scheduler state. With warm-up the first
-    update has 1 / warmup_steps of the peak; linear and cosine schedules end at the last update.
+    update has 1 / warmup_steps of the peak; linear and cosine schedules would reach 0 at the update
+    after the last, so that no update is made in vain.
     """
     if step < training.warmup_steps:
         return (step + 1) / training.warmup_steps

@@ -35,7 +35,7 @@ def scalar_reward(batch: Batch) -> Tensor:
 
 
 def groups(batch: Batch) -> list[Tensor]:
-    """The row numbers of each group, ``[G]`` int64 in ascending order; groups in ascending order."""
+    """The row numbers of each group, ``[G]`` int64; rows and groups in ascending order."""
     order = torch.argsort(batch.group, stable=True)
     _, sizes = torch.unique(batch.group, return_counts=True)
     return list(order.split(sizes.tolist()))
@@ -84,7 +84,7 @@ def without_identical(batch: Batch) -> Batch:
     mask = trajectory.mask
     same = (trajectory.prompt_of[w] == trajectory.prompt_of[r]) & (mask[w] == mask[r]).all(1)
     for value in trajectory.stepwise.values():
-        unequal = (value[w] != value[r]).reshape(*mask[w].shape, -1).any(2)
+        unequal = (value[w] != value[r]).unsqueeze(-1).flatten(2).any(2)
         same &= ~(unequal & mask[w]).any(1)
     kept = replace(
         batch,

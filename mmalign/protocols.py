@@ -25,9 +25,14 @@ class Adapter(Protocol):
 
     Chance enters through ``generators`` alone, one per prompt, so that a row's draws depend on
     neither its neighbours in the batch nor the number of processes.
+
+    Attributes:
+        likelihood: Whether log-probs are exact or a bound.
+        feature_size: F, the width of `Scores.features`.
     """
 
     likelihood: Likelihood
+    feature_size: int
 
     def encode(
         self,
@@ -71,6 +76,10 @@ class Adapter(Protocol):
         """
         ...
 
+    def describe(self) -> str:
+        """Every setting that scores depend on, weights apart: part of recorded scores' address."""
+        ...
+
     def save(self, model: nn.Module, directory: Path) -> None:
         """Write what transformers / peft / diffusers load without mmalign."""
         ...
@@ -109,10 +118,14 @@ class Objective(Protocol):
     """
 
     @property
-    def additive_over(self) -> Additive: ...
+    def additive_over(self) -> Additive:
+        """How finely the loss may be divided."""
+        ...
 
     @property
-    def needs(self) -> frozenset[str]: ...
+    def needs(self) -> frozenset[str]:
+        """What must be supplied."""
+        ...
 
     def credit(self, batch: Batch) -> Batch:
         """Who is to be praised for what: advantages, pairs, weights, denominator. No gradient."""
@@ -133,14 +146,18 @@ class Source(Protocol):
         """JSON-serialisable position, such that a restored source yields the same next batch."""
         ...
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a position."""
+        ...
 
 
 @runtime_checkable
 class Selector(Protocol):
     """What is kept of the sampled groups, and how it is paired."""
 
-    def __call__(self, batch: Batch) -> Batch: ...
+    def __call__(self, batch: Batch) -> Batch:
+        """The rows worth keeping, with pairs where it pairs them."""
+        ...
 
 
 @runtime_checkable

@@ -7,11 +7,13 @@ named LoRA) it costs no second model.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +35,8 @@ class NetworkReference:
     Args:
         adapter: Scores trajectories.
         model: The network.
-        state: Puts the network into the reference's state while it is scoring.
+        state: Puts the network into the reference's state while it is scoring. `network` is the
+            network as a module that is in that state whenever it is called.
         tensors: Which of the network's tensors its scores depend on, for the fingerprint.
         starts_at_policy: True where the untrained policy gives the same scores.
     """
@@ -50,6 +53,7 @@ class NetworkReference:
         self.adapter = adapter
         self.model = model
         self.state = state
+        self.network = _view(model, state)
         self.tensors = tensors
         self.starts_at_policy = starts_at_policy
 
@@ -61,7 +65,10 @@ class NetworkReference:
 
     def fingerprint(self) -> str:
         """SHA-256 of the tensors the scores depend on, the adapter's settings and the version."""
-        digest = hashlib.sha256(f"{__version__} {self.adapter!r}".encode())
+        digest = hashlib.sha256(f"{__version__} {self.adapter.describe()}".encode())
+        for name in lora.names(self.model):
+            if self.tensors(f".lora_A.{name}."):
+                digest.update(f"{name} {lora.scaling(self.model, name)}".encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             if self.tensors(name):
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -84,7 +91,8 @@ class RecordedReference:
 
     def scores(self, trajectory: Trajectory) -> Tensor:
         """``[B, T]`` float32 log-probs; only rows never seen before are computed."""
-        keys = row_keys(trajectory)
+        precision = _precision(trajectory.mask.device.type)
+        keys = [key + precision for key in row_keys(trajectory)]
         missing = [i for i, key in enumerate(keys) if key not in self.store]
         if missing:
             part = trajectory.rows(torch.tensor(missing))
@@ -170,7 +178,7 @@ class NamedLoRA:
             adapter=policy.adapter,
             model=model,
             state=lambda: lora.active(model, name),
-            tensors=lambda key: "lora_" not in key or f".{name}." in key,
+            tensors=lambda key: "lora_" not in key or lora.belongs(key, name),
             starts_at_policy=lora.equal(model, start, name),
         )
 
@@ -204,6 +212,37 @@ def default(policy: Policy, *, start: str | None = None) -> ReferenceSpec:
     if start is not None:
         return NamedLoRA(path=start, name=START_NAME)
     return LoRAOff() if lora.names(policy.model) else Frozen()
+
+
+def chosen(
+    spec: ReferenceSpec | None, policy: Policy, *, start: str | None = None
+) -> ReferenceSpec:
+    """The reference a config asks for, with the default where it leaves the choice to us."""
+    if spec is None:
+        return default(policy, start=start)
+    if isinstance(spec, Recorded) and spec.of is None:
+        return replace(spec, of=default(policy, start=start))
+    return spec
+
+
+def _view(model: nn.Module, state: Callable[[], AbstractContextManager[None]]) -> nn.Module:
+    """``model`` as a second module that shares everything and is in ``state`` when called."""
+    view, plain = copy.copy(model), model.forward
+
+    @functools.wraps(plain)
+    def forward(*inputs: Any, **named: Any) -> Any:
+        with state():
+            return plain(*inputs, **named)
+
+    view.forward = forward
+    return view
+
+
+def _precision(device: str) -> str:
+    """What a row's key says of autocast: scores in another precision are other scores."""
+    if not torch.is_autocast_enabled(device):
+        return ""
+    return f"-{torch.get_autocast_dtype(device)}"
 
 
 def _refuse_trained_base(model: nn.Module) -> None:

@@ -43,6 +43,8 @@ REWARDS = {
     "clip": "mmalign.rewards.clip:ClipReward",
     "function": "mmalign.rewards.function:FunctionReward",
     "length": "mmalign.rewards.text:LengthReward",
+    "relevance": "mmalign.rewards.relevance:RelevanceReward",
+    "sentiment": "mmalign.rewards.sentiment:SentimentReward",
 }
 DATA = {
     "tinyworld": "mmalign.tinyworld.data:TinyWorld",

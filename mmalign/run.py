@@ -72,7 +72,7 @@ class Training:
         weight_decay: Decoupled weight decay.
         adam_beta2: AdamW's second moment decay (the first is 0.9).
         warmup_steps: Linear warm-up from 0.
-        schedule: Shape of the learning rate after warm-up, reaching 0 at the last step.
+        schedule: Shape of the learning rate after warm-up, reaching 0 just after the last step.
         max_grad_norm: Gradient norm clip; None for none.
         updates_per_batch: Optimizer updates made on each batch of a source.
         rows_per_microbatch: Rows in one forward; None for the whole batch.
@@ -156,7 +156,7 @@ class Run:
         Raises:
             ValueError: Something an objective needs is supplied by nobody, or parts do not fit.
         """
-        from mmalign.trainer import build
+        from mmalign.build import build
 
         return build(self)
 

@@ -32,7 +32,8 @@ def unpack(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> Bat
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().cpu().contiguous()
+        # A copy: safetensors refuses two names for one memory.
+        tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": path}
     if isinstance(value, Trajectory):
         inner = {f.name: getattr(value, f.name) for f in fields(value)}

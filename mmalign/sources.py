@@ -86,8 +86,7 @@ class PreferenceSource:
             # A last batch smaller than the process count leaves some processes without a row. They
             # still take part in the gradient exchange, with a row that weighs nothing.
             batch = self._batch(mine or everything[-1:])
-            nothing = torch.zeros(1, device=batch.group.device)
-            yield batch if mine else replace(batch, coefficient=nothing)
+            yield batch if mine else _weightless(batch)
 
     def _batch(self, chosen: Sequence[tuple[int, int]]) -> Batch:
         prompts: list[Prompt] = []
@@ -260,6 +259,13 @@ class Mixed:
 
 def _share(everything: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return list(everything[distributed.rank() :: distributed.world_size()])
+
+
+def _weightless(batch: Batch) -> Batch:
+    """The same batch, counting nothing in any objective."""
+    assert batch.pairs is not None
+    nothing = torch.zeros(len(batch.pairs), device=batch.group.device)
+    return replace(batch, coefficient=nothing, weight=torch.zeros_like(batch.weight))
 
 
 def _sides(pair: Preference) -> list[tuple[Prompt, list[Output]]]:

@@ -91,7 +91,10 @@ def restore(trainer: Trainer) -> None:
     """
     found = latest(trainer.folder.path / "checkpoints")
     if found is None:
-        raise ValueError(f"{trainer.folder.path} has no checkpoint to resume from")
+        raise ValueError(
+            f"{trainer.folder.path} has no checkpoint to resume from; start the run anew, in "
+            "another `output` where this one holds metrics already"
+        )
     saved = found.json("progress")
     _same_settings(trainer, saved["config"])
     _load_weights(trainer, found)
@@ -120,7 +123,6 @@ def save_bad_batch(trainer: Trainer, batch: Batch) -> Path:
     tensors, description = pack(batch)
     stem = folder / f"step-{trainer.progress.step + 1:08d}-{distributed.rank()}"
     save_file(tensors, stem.with_suffix(".safetensors"))
-    description["outputs"] = [o if isinstance(o, str) else None for o in batch.trajectory.outputs]
     stem.with_suffix(".json").write_text(json.dumps(description))
     return stem.with_suffix(".safetensors")
 
@@ -166,5 +168,3 @@ def _same_processes(before: int) -> None:
             f"the run stopped in the middle of a rollout buffer with {before} processes; resume it "
             f"with as many (now {distributed.world_size()})"
         )
-
-

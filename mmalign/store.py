@@ -19,15 +19,19 @@ FLUSH_ROWS = 4096
 def row_keys(trajectory: Trajectory) -> list[str]:
     """A hash of each row's content: its prompt's inputs, its steps and its mask.
 
-    Padding does not count, so a row has one key whatever batch it stands in.
+    Everything up to the last step of the policy counts, masked steps between (what a tool said)
+    included, since later steps may depend on it. The padding behind does not count, so a row has
+    one key whatever batch it stands in.
     """
     prompts = [_prompt_digest(trajectory, i) for i in range(trajectory.num_prompts)]
+    steps = torch.arange(1, trajectory.mask.shape[1] + 1, device=trajectory.mask.device)
+    lengths = (trajectory.mask * steps).amax(1).tolist()
     keys = []
     for row, prompt in enumerate(trajectory.prompt_of.tolist()):
         digest = hashlib.sha256(prompts[prompt])
-        mask = trajectory.mask[row]
+        _update(digest, "mask", trajectory.mask[row, : lengths[row]])
         for name in sorted(trajectory.stepwise):
-            _update(digest, name, trajectory.stepwise[name][row][mask])
+            _update(digest, name, trajectory.stepwise[name][row, : lengths[row]])
         keys.append(digest.hexdigest())
     return keys
 

@@ -17,9 +17,7 @@ from mmalign.protocols import Want
 TOP_K = 10
 
 
-def step_logits(
-    logits: Tensor, *, temperature: float = 1.0, banned: Sequence[int] = ()
-) -> Tensor:
+def step_logits(logits: Tensor, *, temperature: float = 1.0, banned: Sequence[int] = ()) -> Tensor:
     """The logits of the distribution that is sampled and scored.
 
     Args:

@@ -20,15 +20,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from tqdm import tqdm
 
-from mmalign import distributed, invariants, references, rng
-from mmalign.evaluation import evaluate, half_width, write_samples
+from mmalign import distributed, invariants, references
+from mmalign.evaluation import evaluate, paired_rise, write_samples
 from mmalign.log import TIMING, RunFolder
 from mmalign.optim import optimizer_of, set_learning_rate
-from mmalign.policy import Policy, ValueHead
+from mmalign.policy import Policy
 from mmalign.protocols import Reference, Source
 from mmalign.run import Run
 from mmalign.state import Progress, restore, save, save_bad_batch
@@ -46,7 +45,7 @@ class NonFinite(ValueError):
 
 
 class Trainer:
-    """Trains a policy. Made by `build`.
+    """Trains a policy. Made by `mmalign.build.build`.
 
     Args:
         run: The settings.
@@ -77,6 +76,7 @@ class Trainer:
         policy.wrapped = accelerator.prepare(policy.scorer)
         self.progress = Progress()
         self.watch: invariants.ReferenceWatch | None = None
+        self.gradient_seen = False
         self.stopping = False
 
     def train(self, *, resume: bool = False) -> Path:
@@ -90,9 +90,11 @@ class Trainer:
         if distributed.is_main():
             self.folder.acquire()
         try:
-            with self._signals():
+            with _Signals(self):
                 return self._train(resume=resume)
         finally:
+            if isinstance(self.reference, references.RecordedReference):
+                self.reference.close()
             self.folder.release()
 
     def _train(self, *, resume: bool) -> Path:
@@ -127,6 +129,8 @@ class Trainer:
                     f"{self.folder.path} already holds a run; continue it with --resume, or choose "
                     "another `output`"
                 )
+            # Evaluations of a run that ended before its first update would count as this one's.
+            self.folder.forget_after(-1)
             save_resolved(self.run, self.folder.path / "config.yaml")
         distributed.barrier()
 
@@ -136,10 +140,22 @@ class Trainer:
         progress, training = self.progress, self.run.training
         while progress.step < training.steps:
             if progress.buffer is None:
-                progress.buffer = self.credited(next(batches))
+                progress.buffer = self.credited(self._drawn(batches))
                 progress.updates_done = 0
             batch = progress.buffer
             yield batch, progress.step + 1 == training.steps
+
+    def _drawn(self, batches: Iterator[Batch]) -> Batch:
+        """The source's next batch; where it fails (a reward, say), what was learned is saved."""
+        before = self.source.state_dict()
+        try:
+            return next(batches)
+        except Exception:
+            # Saving takes every process, and the others do not know of the failure.
+            if distributed.world_size() == 1 and self.progress.step > 0:
+                self.source.load_state_dict(before)
+                save(self)
+            raise
 
     @torch.no_grad()
     def credited(self, batch: Batch) -> Batch:
@@ -149,8 +165,8 @@ class Trainer:
         if "reference" in needs and batch.reference is None:
             assert self.reference is not None
             batch = replace(batch, reference=self._reference_scores(batch))
-            if self.watch is None:
-                self.watch = invariants.ReferenceWatch(self.reference, batch.trajectory)
+        if self.reference is not None and self.watch is None:
+            self.watch = invariants.ReferenceWatch(self.reference, batch.trajectory)
         several = self.run.training.updates_per_batch > 1
         if "values" in needs or ("behaviour" in needs and several and batch.behaviour is None):
             own = self._own_scores(batch)
@@ -193,25 +209,28 @@ class Trainer:
         rate = set_learning_rate(self.optimizer, self.progress.step, training)
         denominator = self._total(batch.denominator)
         self.optimizer.zero_grad()
-        sums = self._backward(batch, denominator)
+        sums = self.backward(batch, denominator)
         norm = self._gradient_norm()
         metrics = self._reduced(sums, batch)
         metrics["loss"] = self._total(sums["loss"][0]) / max(denominator, 1e-12)
         metrics["grad_norm"] = norm
         metrics["learning_rate"] = rate
         finite = bool(torch.isfinite(torch.tensor([norm, metrics["loss"]])).all())
-        if denominator == 0:
-            metrics["skipped/no_signal"] = 1.0
-        elif not finite:
+        if not finite:
             metrics["skipped/non_finite"] = 1.0
-            self._bad_update(batch)
+        elif denominator == 0 or norm == 0:
+            # Nothing asks the policy to move, so it must not move on the momentum of before.
+            metrics["skipped/no_signal"] = 1.0
         else:
             self.progress.bad_updates = 0
             self.optimizer.step()
         self.optimizer.zero_grad()
+        if not finite:
+            self._bad_update(batch)
         return metrics
 
-    def _backward(self, batch: Batch, denominator: float) -> Sums:
+    def backward(self, batch: Batch, denominator: float) -> Sums:
+        """Accumulate the gradient of a credited batch, piece by piece; returns summed metrics."""
         training, objective = self.run.training, self.objective
         pieces = list(
             batch.microbatches(
@@ -223,22 +242,25 @@ class Trainer:
         # Gradients are averaged over processes, while the loss is a sum over all their rows.
         scale = distributed.world_size() / max(denominator, 1e-12)
         want = objective.needs & {"entropy", "kl", "top_k_mass", "top_k_entropy"}
+        against = getattr(self.reference, "network", None) if "kl" in want else None
         sums: Sums = {}
         for number, piece in enumerate(pieces):
             is_last = number == len(pieces) - 1
             alone = nullcontext() if is_last else self.accelerator.no_sync(self.policy.wrapped)
             with alone:
-                scores = self.policy.scores(piece.trajectory, want=want)
+                scores = self.policy.scores(piece.trajectory, want=want, against=against)
                 if self.progress.step == 0 and self.progress.updates_done == 0:
                     self._check_start(scores, piece)
                 loss = objective.loss(scores, piece)
+                invariants.require(invariants.depends_on_policy(loss.total))
                 self.accelerator.backward(loss.total * scale)
             found = {**loss.metrics, "loss": (loss.total.detach(), torch.tensor(1.0))}
             for name, (total, count) in found.items():
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = (before[0] + float(total), before[1] + float(count))
-        if self.progress.step == 0 and has_signal(batch):
+        if not self.gradient_seen and has_signal(batch):
             invariants.require(invariants.gradient_arrives(self.parameters))
+            self.gradient_seen = True
         return sums
 
     def _check_start(self, scores: Scores, piece: Batch) -> None:
@@ -280,6 +302,7 @@ class Trainer:
         self.progress.bad_updates += 1
         where = save_bad_batch(self, batch)
         if self.progress.bad_updates >= self.run.training.max_bad_updates:
+            save(self)
             raise NonFinite(
                 f"update {self.progress.step + 1}: the loss or its gradient is not finite "
                 f"({self.progress.bad_updates} in a row). The weights are those of the update "
@@ -301,9 +324,11 @@ class Trainer:
         if is_last or (every is not None and progress.step % every == 0):
             self._evaluate()
         at = training.checkpoint_every
-        if is_last or self.stopping or (at is not None and progress.step % at == 0):
+        # A signal may reach the processes at different updates; they stop at the same one.
+        stopping = self._total(float(self.stopping)) > 0
+        if is_last or stopping or (at is not None and progress.step % at == 0):
             save(self)
-        if self.stopping and not is_last:
+        if stopping and not is_last:
             raise Interrupted(
                 f"stopped after update {progress.step} of {training.steps}; the state is saved in "
                 f"{self.folder.path}, continue with --resume"
@@ -324,8 +349,8 @@ class Trainer:
         earlier = self.folder.read("evaluations.jsonl")
         if earlier:
             record["paired"] = {
-                name: _paired(earlier[0]["judge"][name]["per_prompt"], j.per_prompt)
-                for name, j in judgements.items()
+                name: paired_rise(earlier[0]["judge"][name]["per_prompt"], now["per_prompt"])
+                for name, now in record["judge"].items()
             }
         self.folder.append("evaluations.jsonl", record)
         write_samples(self.folder.path / "samples", self.progress.step, samples)
@@ -333,8 +358,6 @@ class Trainer:
     def _finish(self) -> Path:
         if self.watch is not None:
             invariants.require(self.watch.check(self.policy))
-        if isinstance(self.reference, references.RecordedReference):
-            self.reference.close()
         target = self.folder.path / "model"
         if distributed.is_main():
             self.policy.save(target)
@@ -342,9 +365,6 @@ class Trainer:
             self.accelerator.end_training()
         distributed.barrier()
         return target
-
-    def _signals(self) -> _Signals:
-        return _Signals(self)
 
 
 class _Signals:
@@ -366,55 +386,13 @@ class _Signals:
             signal.signal(number, handler)
 
 
-def build(run: Run) -> Trainer:
-    """Load everything a run names and check that the parts fit.
-
-    Raises:
-        ValueError: Something is missing or does not fit; the message says what to do.
-    """
-    accelerator = Accelerator(
-        mixed_precision=run.training.mixed_precision,
-        log_with=list(run.training.trackers) or None,
-        project_dir=run.output,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
-        ],
-    )
-    torch.manual_seed(rng.seed_of(run.seed, "initialisation"))
-    policy = run.policy.load()
-    policy.model.to(accelerator.device)
-    start = getattr(getattr(run.policy, "lora", None), "path", None)
-    reference = None
-    if "reference" in run.objective.needs:
-        spec = run.reference or references.default(policy, start=start)
-        reference = spec.build(policy)
-    if "values" in run.objective.needs:
-        policy.scorer.critic = ValueHead(policy.adapter.feature_size).to(accelerator.device)
-    invariants.parts_fit(
-        run.objective,
-        likelihood=policy.likelihood,
-        reference=reference,
-        critic=policy.critic,
-    )
-    if not policy.trainable():
-        raise ValueError("the policy has no trainable parameter")
-    source = run.source.build(policy, seed=run.seed)
-    return Trainer(
-        run=run, policy=policy, reference=reference, source=source, accelerator=accelerator
-    )
-
-
 def has_signal(batch: Batch) -> bool:
     """Whether anything in a credited batch asks the policy to move."""
     if batch.pairs is not None:
         return len(batch.pairs) > 0 and (
             batch.coefficient is None or bool(torch.any(batch.coefficient != 0))
         )
-    return batch.advantage is not None and bool(torch.any(batch.advantage != 0))
-
-
-def _paired(before: list[float], after: Tensor) -> dict[str, float]:
-    """The mean rise over the same prompts and its 95 % interval."""
-    rise = after.cpu().double() - torch.tensor(before, dtype=torch.float64)
-    mean, half = float(rise.mean()), half_width(rise)
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    if batch.advantage is None:
+        return False
+    counted = batch.trajectory.mask & (batch.weight != 0)
+    return bool(torch.any(batch.advantage[counted] != 0))

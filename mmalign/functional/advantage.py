@@ -47,7 +47,8 @@ def group_advantage(
     if scale not in ("group", "batch", "none"):
         raise ValueError(f"scale={scale!r} is unknown; use 'group', 'batch' or 'none'")
     _check_rewards(reward, group)
-    reward = reward.detach()
+    # Counted rewards (right answers, say) may be integers; advantages are not.
+    reward = reward.detach() if reward.is_floating_point() else reward.float()
     judged = ~reward.isnan()
     _, member = torch.unique(group, return_inverse=True)
     size = int(member.max()) + 1 if len(member) else 0
@@ -80,11 +81,11 @@ def tied_rows(reward: Tensor, group: Tensor) -> Tensor:
     """
     _, member = torch.unique(group, return_inverse=True)
     size = int(member.max()) + 1 if len(member) else 0
-    judged = ~reward.isnan()
-    highest = reward.new_full((size,), -torch.inf)
-    highest = highest.scatter_reduce(0, member, reward.masked_fill(~judged, -torch.inf), "amax")
-    lowest = reward.new_full((size,), torch.inf)
-    lowest = lowest.scatter_reduce(0, member, reward.masked_fill(~judged, torch.inf), "amin")
+    exact, judged = reward.double(), ~reward.isnan()
+    highest = exact.new_full((size,), -torch.inf)
+    highest = highest.scatter_reduce(0, member, exact.masked_fill(~judged, -torch.inf), "amax")
+    lowest = exact.new_full((size,), torch.inf)
+    lowest = lowest.scatter_reduce(0, member, exact.masked_fill(~judged, torch.inf), "amin")
     return (highest <= lowest)[member]
 
 

@@ -30,7 +30,8 @@ def gaussian_log_probs(
     References:
         2305.13301, released code.
     """
-    x, mean, deviation = _exact(x).detach(), _exact(mean), _deviation(std, x)
+    x, mean = _exact(x).detach(), _exact(mean)
+    deviation = _deviation(std, x)
     z = (x - mean) / deviation
     every = -z.square() / 2 - deviation.log() - math.log(2 * math.pi) / 2
     return every.mean(_axes(latent_dims))

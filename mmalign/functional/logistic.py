@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
+from mmalign.functional.stable import EXPONENT_BOUND
 
-# exp(80) is the largest round power that float32 and bfloat16 hold.
-_EXPONENT_BOUND = 80.0
+Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 
 
 def difference(s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor) -> Tensor:
@@ -175,7 +174,7 @@ def discopop(
     z = beta * difference(s_w, s_l, ref_s_w, ref_s_l)
     share = (z / tau).sigmoid()
     # Where z is very negative the share is 0 and the exponential must not be infinite.
-    return -logsigmoid(z) * (1 - share) + torch.exp(-z.clamp(min=-_EXPONENT_BOUND)) * share
+    return -logsigmoid(z) * (1 - share) + torch.exp(-z.clamp(min=-EXPONENT_BOUND)) * share
 
 
 def f_dpo(
@@ -206,7 +205,7 @@ def _link(h: Tensor, divergence: Divergence, alpha: float) -> Tensor:
     power = alpha - 1 if divergence == "alpha" else -1.0
     # expm1 differs from exp by a constant, which the difference of two sides cancels, and keeps
     # its digits as alpha approaches 1.
-    return torch.expm1((power * h).clamp(max=_EXPONENT_BOUND)) / power
+    return torch.expm1((power * h).clamp(max=EXPONENT_BOUND)) / power
 
 
 def label_posterior(

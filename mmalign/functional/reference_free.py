@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from mmalign.functional.logistic import dpo, require_smoothing
 from mmalign.functional.squared import Reduction
-from mmalign.functional.stable import log1mexp
+from mmalign.functional.stable import EXPONENT_BOUND, log1mexp
 
 
 def simpo(
@@ -60,7 +60,7 @@ def alphapo(
     """
     a_w, a_l = _mean(s_w, n_w), _mean(s_l, n_l)
     if alpha != 0:
-        a_w, a_l = -torch.expm1(-alpha * a_w) / alpha, -torch.expm1(-alpha * a_l) / alpha
+        a_w, a_l = _bent(a_w, alpha), _bent(a_l, alpha)
     return -logsigmoid(beta * (a_w - a_l) - gamma)
 
 
@@ -152,6 +152,11 @@ def mapo(
 
 def _mean(total: Tensor, count: Tensor) -> Tensor:
     return total / count.clamp(min=1)
+
+
+def _bent(a: Tensor, alpha: float) -> Tensor:
+    # A step of 320 nats at the published alpha; beyond it the exponential leaves float32.
+    return -torch.expm1((-alpha * a).clamp(max=EXPONENT_BOUND)) / alpha
 
 
 def _odds_of_error(x: Tensor) -> Tensor:

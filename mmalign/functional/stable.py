@@ -9,6 +9,8 @@ from torch import Tensor
 
 LOG_RATIO_BOUND = 20.0
 """Log-ratios are held within +-20 before they are exponentiated; exp(20) is about 5e8."""
+EXPONENT_BOUND = 80.0
+"""exp(80), about 6e34, still leaves float32 and bfloat16 room for a factor."""
 
 
 def log1mexp(x: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ class GRPO:
         dropped = {pairing.UNJUDGED: int((~judged).sum())}
         batch = replace(
             batch,
-            advantage=advantage.unsqueeze(1).expand(batch.weight.shape).to(batch.weight),
+            advantage=advantage.unsqueeze(1) * torch.ones_like(batch.weight),
             metrics={**batch.metrics, **group_metrics(reward, batch.group)},
         )
         kept = judged

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from mmalign import lora
 from mmalign.protocols import Likelihood, Want
 from mmalign.text.generation import Sampling, draw_uniforms, generate
 from mmalign.text.ids import answer_ids, prompt_ids
-from mmalign.text.rows import left_padded, positions_of, right_padded, side_by_side
+from mmalign.text.rows import left_padded, right_padded, side_by_side
 from mmalign.text.scoring import padded_steps, score_rows
 from mmalign.types import Output, Prompt, Scores, Trajectory
 
@@ -121,6 +121,10 @@ class CausalAdapter:
         )
         return padded_steps(scores, trajectory.mask.shape[1])
 
+    def describe(self) -> str:
+        """The settings that scores depend on: those of the step distribution."""
+        return f"CausalAdapter {self.sampling!r}"
+
     def save(self, model: nn.Module, directory: Path) -> None:
         """Write the LoRA (peft's layout) or the whole model, and the tokenizer."""
         save_model(model, directory)
@@ -136,7 +140,7 @@ class CausalAdapter:
 def recorded(
     outputs: Sequence[Sequence[Output]],
     *,
-    static: dict[str, list[object]] | dict[str, list[Tensor]],
+    static: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     sampling: Sampling,
 ) -> Trajectory:

@@ -14,6 +14,9 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from mmalign.text.rows import prefix_mask
 from mmalign.tokens import inverse_cdf_sample, step_logits
 
+# Fewer answers than this say little about how many are cut.
+NUM_TELLING = 32
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -91,7 +94,7 @@ def generate(
     tokens = ids[:, width:].cpu()
     lengths = answer_lengths(tokens, sampling.stop_ids)
     cut = ~torch.isin(tokens.gather(1, lengths.unsqueeze(1) - 1), torch.tensor(sampling.stop_ids))
-    if cut.float().mean() > 0.5:
+    if len(cut) >= NUM_TELLING and cut.float().mean() > 0.5:
         warnings.warn(
             f"{int(cut.sum())} of {len(cut)} sampled answers were cut at max_new_tokens="
             f"{sampling.max_new_tokens} before they ended; raise it unless this is meant",

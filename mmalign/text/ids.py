@@ -6,13 +6,15 @@ boundary, and what is scored is exactly what a model that continues the prompt c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mmalign.types import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Conversation: TypeAlias = "list[dict[str, Any]]"
 
 
 def messages_of(prompt: Prompt) -> list[dict[str, Any]]:
@@ -23,8 +25,8 @@ def messages_of(prompt: Prompt) -> list[dict[str, Any]]:
     """
     if prompt.images:
         raise ValueError(
-            f"a prompt holds {len(prompt.images)} images, and a text model cannot see them; use the "
-            "policy `type: lvlm`, or remove the images column"
+            f"a prompt holds {len(prompt.images)} images, and a text model cannot see them; use "
+            "the policy `type: lvlm`, or remove the images column"
         )
     if isinstance(prompt.content, str):
         return [{"role": "user", "content": prompt.content}]
@@ -90,11 +92,22 @@ def answer_ids(
     return ids
 
 
-def stop_ids_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def stop_ids_of(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    render: Callable[[Conversation], str] | None,
+) -> tuple[int, ...]:
     """Every id that ends an answer; first the one the chat template writes after one.
 
     A model may name several (its generation config does), and the one that closes a turn need not
     be the tokenizer's end-of-text.
+
+    Args:
+        model: Its generation config names stop ids.
+        tokenizer: Names its end-of-text.
+        render: A conversation of string contents as the chat template writes it, without the
+            generation prompt; None where there is no chat template.
 
     Raises:
         ValueError: Neither the model nor the tokenizer names one.
@@ -108,22 +121,21 @@ def stop_ids_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> t
             f"neither {tokenizer.name_or_path!r} nor its generation config names an end-of-text "
             "token, so no answer could ever end; set eos_token in the tokenizer"
         )
-    closing = _closing_id(tokenizer, found)
-    return tuple(sorted(found, key=lambda token: token != closing))
-
-
-def _closing_id(tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> int | None:
-    """The stop id that the chat template writes after an answer, else the tokenizer's own."""
-    if tokenizer.chat_template is not None:
+    first = tokenizer.eos_token_id
+    if render is not None:
         question = {"role": "user", "content": "0"}
-        answered = tokenizer.apply_chat_template(
-            [question, {"role": "assistant", "content": "0"}], tokenize=True, return_dict=False
-        )
-        asked = tokenizer.apply_chat_template([question], tokenize=True, return_dict=False)
-        for token in reversed(answered[len(asked) :]):
-            if token in stops:
-                return token
-    return tokenizer.eos_token_id
+        answered = render([question, {"role": "assistant", "content": "0"}])
+        written = answered[len(render([question])) :]
+        ids = tokenizer(written, add_special_tokens=False)["input_ids"]
+        first = next((token for token in reversed(ids) if token in found), first)
+    return tuple(sorted(found, key=lambda token: token != first))
+
+
+def renderer(tokenizer: PreTrainedTokenizerBase) -> Callable[[Conversation], str] | None:
+    """What `stop_ids_of` takes, for a text model."""
+    if tokenizer.chat_template is None:
+        return None
+    return lambda conversation: tokenizer.apply_chat_template(conversation, tokenize=False)
 
 
 def _text_of(content: Any) -> str:
@@ -131,5 +143,7 @@ def _text_of(content: Any) -> str:
         return content
     other = [part["type"] for part in content if part["type"] != "text"]
     if other:
-        raise ValueError(f"a prompt for a text model has a part of type {other[0]!r}; use text only")
+        raise ValueError(
+            f"a prompt for a text model has a part of type {other[0]!r}; use text only"
+        )
     return "".join(part["text"] for part in content)

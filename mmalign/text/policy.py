@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,7 @@ from mmalign.lora import LoRA
 from mmalign.policy import Policy
 from mmalign.text.adapter import CausalAdapter
 from mmalign.text.generation import Sampling
-from mmalign.text.ids import stop_ids_of
+from mmalign.text.ids import renderer, stop_ids_of
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {
@@ -64,7 +65,7 @@ class TextPolicy:
             sampling=Sampling(
                 temperature=self.temperature,
                 max_new_tokens=self.max_new_tokens,
-                stop_ids=stop_ids_of(model, tokenizer),
+                stop_ids=stop_ids_of(model, tokenizer, render=renderer(tokenizer)),
             ),
             feature_size=model.config.get_text_config().hidden_size,
             max_prompt_length=self.max_prompt_length,
@@ -80,4 +81,7 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with warnings.catch_warnings():
+        # Newer versions of transformers announce another name, which older ones do not have.
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

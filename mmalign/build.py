@@ -1,0 +1,49 @@
+"""From the settings of a run to its trainer."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from mmalign import invariants, references, rng
+from mmalign.policy import ValueHead
+from mmalign.run import Run
+from mmalign.trainer import Trainer
+
+
+def build(run: Run) -> Trainer:
+    """Load everything a run names and check that the parts fit.
+
+    Raises:
+        ValueError: Something is missing or does not fit; the message says what to do.
+    """
+    accelerator = Accelerator(
+        mixed_precision=run.training.mixed_precision,
+        log_with=list(run.training.trackers) or None,
+        project_dir=run.output,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
+        ],
+    )
+    torch.manual_seed(rng.seed_of(run.seed, "initialisation"))
+    policy = run.policy.load()
+    policy.model.to(accelerator.device)
+    start = getattr(getattr(run.policy, "lora", None), "path", None)
+    reference = None
+    if run.objective.needs & {"reference", "kl"}:
+        reference = references.chosen(run.reference, policy, start=start).build(policy)
+    if "values" in run.objective.needs:
+        policy.scorer.critic = ValueHead(policy.adapter.feature_size).to(accelerator.device)
+    invariants.parts_fit(
+        run.objective,
+        likelihood=policy.likelihood,
+        reference=reference,
+        critic=policy.critic,
+    )
+    if not policy.trainable():
+        raise ValueError("the policy has no trainable parameter")
+    source = run.source.build(policy, seed=run.seed)
+    return Trainer(
+        run=run, policy=policy, reference=reference, source=source, accelerator=accelerator
+    )

@@ -1,0 +1,172 @@
+"""The command line. Everything heavy is imported by the command that needs it.
+
+Exit codes: 0 done; 1 a check failed or a demonstration showed no rise; 2 the user can mend it; 3
+the loss was not finite; 4 stopped by a signal, resumable. Anything else is a defect, with its
+traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from mmalign._version import __version__
+
+OK, FAILED, USER_ERROR, NON_FINITE, INTERRUPTED = range(5)
+KINDS = ("policies", "objectives", "references", "rewards", "selectors", "sources", "data")
+FILES = "FILE is a config, a shipped config's name (mmalign list configs), or a run's folder."
+
+target = click.argument("file")
+overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Of every draw.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--debug", is_flag=True, help="Show the traceback of every error.")
+@click.version_option(__version__, prog_name="mmalign")
+def cli(debug: bool) -> None:
+    """Align generative models of every modality with preferences."""
+    del debug  # read by `main`, which is where errors arrive
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("mmalign").setLevel(logging.INFO)
+
+
+@cli.command(epilog=FILES)
+@target
+@overrides
+@click.option("--resume", is_flag=True, help="Continue from the newest complete checkpoint.")
+def train(file: str, overrides: Sequence[str], resume: bool) -> None:
+    """Train as FILE says; KEY=VALUE changes it, as in training.steps=100."""
+    from mmalign.commands import running
+
+    running.train(file, overrides, resume=resume)
+
+
+@cli.command(epilog=FILES)
+@target
+@overrides
+def check(file: str, overrides: Sequence[str]) -> None:
+    """Load everything, try two batches, say what the run will need; nothing is trained."""
+    from mmalign.commands import running
+
+    if not running.check(file, overrides):
+        raise SystemExit(FAILED)
+
+
+@cli.command(epilog=FILES)
+@target
+@overrides
+@click.option("--num", type=click.IntRange(1), default=16, show_default=True, help="Prompts.")
+@click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="Of each.")
+@click.option("--prompt", "prompts", multiple=True, help="A prompt; may be repeated.")
+@click.option("--data", help="A data file whose prompts are used instead of the config's.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), default=Path("samples.jsonl"))
+@seed_option
+def sample(
+    *,
+    file: str,
+    overrides: Sequence[str],
+    num: int,
+    samples: int,
+    prompts: Sequence[str],
+    data: str | None,
+    batch_size: int,
+    output: Path,
+    seed: int,
+) -> None:
+    """Sample from a run's aligned model, or from a config's policy as it starts."""
+    from mmalign.commands import sampling
+
+    asked = sampling.Asked(prompts=tuple(prompts), data=data, num=num)
+    drawing = sampling.Drawing(samples=samples, batch_size=batch_size, seed=seed)
+    sampling.sample(file, overrides, asked=asked, drawing=drawing, output=output)
+
+
+@cli.command("eval", epilog=FILES)
+@target
+@overrides
+@as_json
+def evaluate(file: str, overrides: Sequence[str], as_json: bool) -> None:
+    """Judge a run's aligned model, or a config's policy as it starts, on the held-out prompts."""
+    from mmalign.commands import sampling
+
+    sampling.judge(file, overrides, as_json=as_json)
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), help="[default: RUN/report.html]")
+def report(runs: Sequence[Path], output: Path | None) -> None:
+    """Write one HTML file about one or several runs: table, curves, samples, config."""
+    from mmalign.report import write
+
+    out = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    click.echo(write(runs, out))
+
+
+@cli.command("list")
+@click.argument("kind", type=click.Choice([*KINDS, "configs"]))
+@as_json
+def list_names(kind: str, as_json: bool) -> None:
+    """List what a config can name, or the shipped configs."""
+    from mmalign.commands import listing
+
+    listing.show(kind, as_json=as_json)
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of configs, for editors."""
+    from mmalign.commands import listing
+
+    listing.schema()
+
+
+@cli.command()
+@click.option("--real", is_flag=True, help="Align SmolLM2-135M with a real sentiment scorer.")
+@click.option("--only", help="Names of demonstrations, separated by commas.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder [default: a fresh one].")
+@seed_option
+def demo(real: bool, only: str | None, output: Path | None, seed: int) -> None:
+    """Align five small models, judge them exactly and write report.html."""
+    from mmalign.commands import demonstrating
+
+    names = tuple(filter(None, (only or "").split(",")))
+    if not demonstrating.demo(real=real, only=names, output=output, seed=seed):
+        raise SystemExit(FAILED)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit with its code; a user's mistake is one message, not a traceback."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        cli.main(args=given, prog_name="mmalign", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None or "--debug" in given[:1]:
+            raise
+        click.echo(f"{'stopped' if code == INTERRUPTED else 'error'}: {error}", err=True)
+        sys.exit(code)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """The code of an error that is not a defect; None for one that is."""
+    # Whoever raised the trainer's errors has imported it; nobody else has to wait for that.
+    trainer = sys.modules.get("mmalign.trainer")
+    if trainer is not None and isinstance(error, trainer.Interrupted):
+        return INTERRUPTED
+    if trainer is not None and isinstance(error, trainer.NonFinite):
+        return NON_FINITE
+    return USER_ERROR if isinstance(error, ValueError | OSError) else None

@@ -1,0 +1,86 @@
+"""Configs: YAML whose tree is the tree of constructor arguments of `mmalign.run.Run`.
+
+    policy: {type: text, model: tinyworld/text, lora: {rank: 8}}
+    objective: {type: dpo, beta: 0.1}
+    source: {type: preferences, data: {type: file, path: pairs.jsonl}, batch_size: 32}
+    training: {steps: 200, learning_rate: 1e-5}
+
+A node annotated with a Protocol names its class by ``type``: a name of `mmalign.registry`, or
+``package.module:Class``. Only the classes that are named are imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmalign.config import build, nodes
+from mmalign.config.nodes import ConfigError
+from mmalign.config.schema import json_schema
+from mmalign.run import Run
+
+__all__ = [
+    "ConfigError", "fingerprint", "from_data", "json_schema", "load", "loads", "resolved",
+    "save_resolved",
+]  # fmt: skip
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """The run that a file describes.
+
+    Args:
+        path: A YAML file.
+        overrides: ``a.b.c=value`` each, applied in order; a value is YAML.
+
+    Raises:
+        ConfigError: The file is missing or wrong; the message names file, line, key and, for an
+            unknown key or type, the nearest known one.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config {path}: {error}") from error
+    return loads(text, overrides, name=str(path))
+
+
+def loads(text: str, overrides: Sequence[str] = (), *, name: str = "config") -> Run:
+    """The run that YAML text describes; ``name`` is what messages call it."""
+    root = nodes.parse(text, name=name)
+    for assignment in overrides:
+        nodes.override(root, assignment)
+    return _run(root)
+
+
+def from_data(data: Mapping[str, Any]) -> Run:
+    """The run that plain data describes, such as what `resolved` returns."""
+    return _run(nodes.of_data(data, "config"))
+
+
+def resolved(run: Run) -> dict[str, Any]:
+    """The run as plain JSON-like data with every default, from which an equal run is made.
+
+    Fields with ``repr=False`` are secrets and left out.
+    """
+    found: dict[str, Any] = build.describe(Run, run)
+    return found
+
+
+def save_resolved(run: Run, path: str | Path) -> None:
+    """Write `resolved` as YAML; `load` reads an equal run."""
+    Path(path).write_text(nodes.dump(resolved(run)), encoding="utf-8")
+
+
+def fingerprint(run: Run) -> str:
+    """SHA-256 of everything that defines the run, which ``output`` does not."""
+    data = {key: value for key, value in resolved(run).items() if key != "output"}
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _run(root: nodes.Node) -> Run:
+    run = build.build(Run, root, "")
+    assert isinstance(run, Run)
+    return run

@@ -1,0 +1,184 @@
+"""Rows of JSONL, JSON and parquet files, one at a time, with the place of each for messages."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from mmalign.data.formats import Row, RowError, short
+
+MAX_LINE_BYTES = 64 * 2**20
+
+
+class Table(Protocol):
+    """Rows by number."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, number: int) -> Row:
+        """A fresh copy of the row.
+
+        Raises:
+            RowError: The row is malformed.
+        """
+        ...
+
+    def where(self, number: int) -> str:
+        """The row's place, as messages name it."""
+        ...
+
+
+class JsonLines:
+    """A file with one JSON object a line; only where the lines begin is kept in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.starts = array("Q")
+        self.lengths = array("Q")
+        self.numbers = array("Q")
+        start = 0
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    self.starts.append(start)
+                    self.lengths.append(len(line))
+                    self.numbers.append(number)
+                start += len(line)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def read(self, number: int) -> Row:
+        """The row at this position among the lines that are not blank."""
+        if self.lengths[number] > MAX_LINE_BYTES:
+            raise RowError("malformed JSON", f"the line is longer than {MAX_LINE_BYTES} bytes")
+        with self.path.open("rb") as file:
+            file.seek(self.starts[number])
+            return _object(file.read(self.lengths[number]))
+
+    def where(self, number: int) -> str:
+        """``file:line``."""
+        return f"{self.path}:{self.numbers[number]}"
+
+
+class JsonList:
+    """A file with one JSON list of objects."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            rows = parsed(path.read_bytes())
+        except RowError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if not isinstance(rows, list):
+            raise ValueError(f"{path} must hold a list of rows, not {short(rows)}")
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, number: int) -> Row:
+        """The row at this position of the list."""
+        return _as_row(self.rows[number])
+
+    def where(self, number: int) -> str:
+        """``file, row n``, counted from 1."""
+        return f"{self.path}, row {number + 1}"
+
+
+class Parquet:
+    """A parquet file, memory-mapped by `datasets`; pictures stay encoded."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            from datasets import Dataset, Image
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"reading {path} needs the package datasets: pip install 'mmalign[text]'"
+            ) from error
+
+        self.path = path
+        try:
+            table = Dataset.from_parquet(str(path))
+        except Exception as error:
+            # Whatever pyarrow makes of a file that is no parquet.
+            raise ValueError(f"{path} is not a readable parquet file: {error}") from error
+        for name, feature in table.features.items():
+            if isinstance(feature, Image):
+                table = table.cast_column(name, Image(decode=False))
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def read(self, number: int) -> Row:
+        """The row at this position."""
+        return dict(self.table[number])
+
+    def where(self, number: int) -> str:
+        """``file, row n``, counted from 1."""
+        return f"{self.path}, row {number + 1}"
+
+
+TABLES: Mapping[str, Callable[[Path], Table]] = {
+    ".jsonl": JsonLines,
+    ".json": JsonList,
+    ".parquet": Parquet,
+}
+
+
+def open_table(path: Path) -> Table:
+    """The rows of a file, by its ending.
+
+    Raises:
+        ValueError: No such file, another ending, or the file as a whole is unreadable.
+    """
+    if path.suffix not in TABLES:
+        raise ValueError(f"{path}: data files end in {', '.join(TABLES)}")
+    if not path.is_file():
+        raise ValueError(f"there is no data file {path} (looked in {Path.cwd()})")
+    return TABLES[path.suffix](path)
+
+
+def parsed(text: bytes) -> Any:
+    """Strict JSON: UTF-8, no key twice, no NaN.
+
+    Raises:
+        RowError: Otherwise.
+    """
+    try:
+        return json.loads(
+            text.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
+    except UnicodeDecodeError as error:
+        raise RowError("malformed JSON", f"not UTF-8 at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise RowError("malformed JSON", f"{error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise RowError("malformed JSON", "nested too deeply") from error
+
+
+def _object(line: bytes) -> Row:
+    return _as_row(parsed(line))
+
+
+def _as_row(value: Any) -> Row:
+    if not isinstance(value, dict):
+        raise RowError("wrong type", f"a row must be an object with columns, not {short(value)}")
+    return dict(value)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise RowError("malformed JSON", f"the key {twice!r} stands there twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise RowError("malformed JSON", f"{name} is not JSON; write null or a number")

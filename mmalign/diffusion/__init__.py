@@ -1,0 +1,5 @@
+"""Diffusion and flow: pictures drawn by denoising, through diffusers' own pipelines."""
+
+from mmalign.diffusion.policy import DiffusionPolicy, FlowPolicy
+
+__all__ = ["DiffusionPolicy", "FlowPolicy"]

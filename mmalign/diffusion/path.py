@@ -1,0 +1,203 @@
+"""The denoising path as a policy: a step is a move between latents (DDPO, Flow-GRPO)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mmalign.diffusion import pictures, saving
+from mmalign.diffusion.families import Family
+from mmalign.diffusion.sampling import (
+    Denoising,
+    feature_size,
+    features,
+    guided,
+    rows_of,
+    texts_of,
+    walk,
+)
+from mmalign.functional import gaussian_kl, gaussian_log_probs
+from mmalign.protocols import Likelihood, Want
+from mmalign.types import Output, Prompt, Scores, Trajectory
+
+KNOWN: Want = frozenset({"kl", "features"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathSettings:
+    """How a path is scored.
+
+    Attributes:
+        denoising: How it is sampled, guidance included; ``amount`` must be positive.
+        step_fraction: Share of the moves of a prompt that is scored, drawn anew for every prompt
+            and the same for all its rows (DanceGRPO: 0.6); the others cost nothing in training.
+    """
+
+    denoising: Denoising
+    step_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.denoising.amount == 0:
+            raise ValueError(
+                "a path without noise has no likelihood: set eta (diffusion) or noise_level (flow) "
+                "above 0, or use likelihood: elbo"
+            )
+        if not 0 < self.step_fraction <= 1:
+            raise ValueError(f"step_fraction={self.step_fraction} must lie in (0, 1]")
+
+
+class PathAdapter:
+    """Samples and scores denoising moves; see `mmalign.protocols.Adapter`.
+
+    ``stepwise`` holds, per row and move: ``latent`` and ``next`` ``[B, T, C, H, W]``, ``timestep``,
+    ``level`` and ``level_next`` ``[B, T]``. Moves without noise are masked.
+
+    Args:
+        family: The pipeline.
+        settings: Sampling, which is also what is scored.
+    """
+
+    likelihood: Likelihood = "exact"
+
+    def __init__(self, *, family: Family, settings: PathSettings) -> None:
+        self.family = family
+        self.settings = settings
+        self.feature_size = feature_size(family)
+
+    def encode(
+        self,
+        prompts: Sequence[Prompt],
+        outputs: Sequence[Sequence[Output]],
+        *,
+        generators: Sequence[torch.Generator],
+    ) -> Trajectory:
+        """Recorded pictures have no recorded path.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "a recorded picture does not say by which path it was drawn, so it has no path "
+            "likelihood; use likelihood: elbo for recorded pictures"
+        )
+
+    def sample(
+        self,
+        model: nn.Module,
+        prompts: Sequence[Prompt],
+        *,
+        group_size: int,
+        generators: Sequence[torch.Generator],
+    ) -> Trajectory:
+        """``group_size`` paths of each prompt, and the pictures they end in."""
+        settings = self.settings.denoising
+        static = self.family.embed(texts_of(prompts))
+        prompt_of = torch.arange(len(prompts)).repeat_interleave(group_size)
+        found = walk(
+            self.family,
+            model,
+            rows_of(static, prompt_of),
+            settings=settings,
+            group_size=group_size,
+            generators=generators,
+        )
+        schedule = self.family.process.schedule(settings.steps)
+        rows, device = len(prompt_of), found.latents.device
+        latents = found.latents
+        return Trajectory(
+            mask=self._mask(found.scored, generators)[prompt_of].to(device),
+            prompt_of=prompt_of.to(device),
+            static=static,
+            stepwise={
+                "latent": latents[:, :-1],
+                "next": latents[:, 1:],
+                "timestep": schedule.timestep.to(device).repeat(rows, 1),
+                "level": schedule.level.to(device).repeat(rows, 1),
+                "level_next": schedule.level_next.to(device).repeat(rows, 1),
+            },
+            outputs=pictures.decode(
+                self.family, latents[:, -1], rows_per_forward=settings.rows_per_forward
+            ),
+            separable=True,
+        )
+
+    def scores(
+        self,
+        model: nn.Module,
+        trajectory: Trajectory,
+        *,
+        want: Want = frozenset(),
+        against: nn.Module | None = None,
+    ) -> Scores:
+        """Log-density of every recorded move, nats per latent element.
+
+        Raises:
+            ValueError: Something is wanted that a Gaussian move does not have, or ``kl`` without
+                a reference.
+        """
+        if want - KNOWN:
+            raise ValueError(f"a denoising path offers {sorted(KNOWN)}, not {sorted(want - KNOWN)}")
+        if "kl" in want and against is None:
+            raise ValueError("the exact kl needs the reference network")
+        device = next(model.parameters()).device
+        mask = trajectory.mask.to(device)
+        # Only what is scored is computed: masked moves cost nothing and cannot make a NaN.
+        row, step = mask.nonzero(as_tuple=True)
+        at = {k: v.to(device)[row, step] for k, v in trajectory.stepwise.items()}
+        conditioning = rows_of(trajectory.static, trajectory.prompt_of.to(device)[row])
+        mean, std = self._move(model, at, conditioning)
+        wide = std[:, None, None, None]
+        found = {"log_probs": gaussian_log_probs(at["next"], mean, wide)}
+        if against is not None and "kl" in want:
+            with torch.no_grad():
+                reference, _ = self._move(against, at, conditioning)
+            found["kl"] = gaussian_kl(mean, reference, wide)
+        if "features" in want:
+            found["features"] = features(at["latent"], at["timestep"], conditioning)
+        return Scores(**{name: _scatter(value, mask, row, step) for name, value in found.items()})
+
+    def describe(self) -> str:
+        """The settings that scores depend on."""
+        return f"PathAdapter({self.family.describe()}, {self.settings!r})"
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        """Write what diffusers loads."""
+        saving.save(self.family, model, directory)
+
+    def _move(
+        self, model: nn.Module, at: dict[str, Tensor], conditioning: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        settings = self.settings.denoising
+        prediction = guided(
+            self.family,
+            model,
+            at["latent"],
+            at["timestep"],
+            conditioning,
+            scale=settings.guidance_scale,
+        )
+        return self.family.process.move(
+            at["latent"], prediction, at["level"], at["level_next"], settings.amount
+        )
+
+    def _mask(self, scored: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """``[P, T]``: the moves with a density, thinned to `step_fraction`."""
+        every = scored.repeat(len(generators), 1)
+        if self.settings.step_fraction == 1:
+            return every
+        possible = scored.nonzero().squeeze(1)
+        count = max(1, round(self.settings.step_fraction * len(possible)))
+        mask = torch.zeros_like(every)
+        for row, generator in enumerate(generators):
+            mask[row, possible[torch.randperm(len(possible), generator=generator)[:count]]] = True
+        return mask
+
+
+def _scatter(value: Tensor, mask: Tensor, row: Tensor, step: Tensor) -> Tensor:
+    """``[K, ...]`` values at (row, step) into ``[B, T, ...]``, 0 elsewhere."""
+    empty = value.new_zeros(*mask.shape, *value.shape[1:])
+    return empty.index_put((row, step), value)

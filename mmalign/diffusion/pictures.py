@@ -1,0 +1,86 @@
+"""Pictures to latents and back, through a pipeline's VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmalign.diffusion.families import Family, place
+from mmalign.types import Output
+
+LatentDraw = Literal["mean", "sample"]
+
+
+def checked(output: Output, row: int, *, size: tuple[int, int], resize: bool) -> Image.Image:
+    """A recorded output as an RGB picture of the model's size.
+
+    Raises:
+        ValueError: It is no picture, or it has other channels or another size than the model's
+            and ``resize`` is off.
+    """
+    if not isinstance(output, Image.Image):
+        raise ValueError(
+            f"row {row}: this model answers in pictures, and the recorded output is a "
+            f"{type(output).__name__}"
+        )
+    if resize:
+        return output.convert("RGB").resize(size[::-1], Image.Resampling.BICUBIC)
+    if output.mode != "RGB":
+        raise ValueError(
+            f"row {row}: the picture has the channels {output.mode}, not RGB; convert it or set "
+            "resize=true"
+        )
+    if output.size != size[::-1]:
+        raise ValueError(
+            f"row {row}: the picture is {output.size[0]} x {output.size[1]} pixels and the model "
+            f"draws {size[1]} x {size[0]}; prepare the data at that size or set resize=true"
+        )
+    return output
+
+
+@torch.no_grad()
+def encode(
+    family: Family,
+    pictures: Sequence[Image.Image],
+    *,
+    noise: Tensor | None,
+    rows_per_forward: int,
+) -> Tensor:
+    """Pictures to scaled latents ``[B, C, H, W]`` float32.
+
+    Args:
+        family: Holds the VAE.
+        pictures: RGB, of the model's size.
+        noise: ``[B, C, H, W]`` for a draw from the VAE's posterior; None for its mean.
+        rows_per_forward: Pictures encoded at a time.
+    """
+    vae = family.pipe.vae
+    place(family.pipe, getattr(family.pipe, family.network_name).device)
+    pixels = torch.from_numpy(np.stack([np.asarray(p) for p in pictures]))
+    pixels = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    found = []
+    for start in range(0, len(pixels), rows_per_forward):
+        part = slice(start, start + rows_per_forward)
+        posterior = vae.encode(pixels[part].to(vae.device, vae.dtype)).latent_dist
+        latent = posterior.mean.float()
+        if noise is not None:
+            latent = latent + posterior.std.float() * noise[part].to(latent.device)
+        found.append(family.to_latents(latent))
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def decode(family: Family, latents: Tensor, *, rows_per_forward: int) -> list[Output]:
+    """Scaled latents ``[B, C, H, W]`` to PIL pictures, as the pipeline itself does it."""
+    vae, images = family.pipe.vae, []
+    place(family.pipe, getattr(family.pipe, family.network_name).device)
+    for part in latents.split(rows_per_forward):
+        scaled = family.from_latents(part).to(vae.device, vae.dtype)
+        decoded = vae.decode(scaled, return_dict=False)[0]
+        images += family.pipe.image_processor.postprocess(decoded.float(), output_type="pil")
+    return images

@@ -1,0 +1,47 @@
+"""Writing what diffusers loads without mmalign."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mmalign import lora
+from mmalign.diffusion.families import Family
+
+
+def save(family: Family, model: nn.Module, directory: Path) -> None:
+    """Write a LoRA, or the whole pipeline where the network itself was trained.
+
+    A LoRA is written twice: as ``pytorch_lora_weights.safetensors``, which
+    ``pipe.load_lora_weights(directory)`` reads together with its scale, and in peft's own layout,
+    from which a further run starts (``lora: {path: ...}``). A trained network is written as a
+    pipeline, for ``DiffusionPipeline.from_pretrained(directory)``.
+
+    Args:
+        family: The pipeline.
+        model: Its network, with or without LoRA.
+        directory: Where to.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    if lora.names(model):
+        name = lora.merge_name(model)
+        base = family.pipe.config.get("_name_or_path")
+        lora.save(model, directory, name=name, base=base)
+        config = _plain(model.peft_config[name].to_dict())  # type: ignore[union-attr,index]
+        family.save_lora(str(directory), lora.state_dict(model, name=name), config)
+        return
+    before = getattr(family.pipe, family.network_name)
+    setattr(family.pipe, family.network_name, model)
+    family.pipe.save_pretrained(str(directory), safe_serialization=True)
+    setattr(family.pipe, family.network_name, before)
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A LoRA's settings as JSON can hold them; diffusers reads them back by these names."""
+    kept = ("r", "lora_alpha", "lora_dropout", "bias", "use_dora", "use_rslora")
+    targets = config["target_modules"]
+    plain = {name: config[name] for name in kept if name in config}
+    plain["target_modules"] = targets if isinstance(targets, str) else sorted(targets)
+    return plain

@@ -1,0 +1,263 @@
+"""The HTML page: what is shown, in which order; how it looks is in ``page.html``."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from mmalign.data import images
+from mmalign.report.curves import panels
+from mmalign.report.reading import Record, RunRecord, read
+
+MAX_SIDE = 256
+PIXEL_ART = 64
+"""Pictures up to this many pixels are kept as they are and shown enlarged."""
+PACKAGES = (
+    "mmalign",
+    "torch",
+    "transformers",
+    "diffusers",
+    "peft",
+    "accelerate",
+    "open_clip_torch",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A mean with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(record: Mapping[str, float]) -> Interval:
+        """From a record of evaluations.jsonl."""
+        return Interval(mean=record["mean"], low=record["low"], high=record["high"])
+
+    @property
+    def half(self) -> float:
+        """Half of its width."""
+        return (self.high - self.low) / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A judge's line of the summary.
+
+    Attributes:
+        run: Name of the run.
+        anchor: Where its section is.
+        judge: Name of the judge.
+        first: True for a run's headline judge.
+        before: Score at the first evaluation.
+        after: At the last one, or None.
+        rise: Over the same prompts, or None.
+        num_prompts: Held-out prompts.
+        axis: Lower and upper end of the drawn axis.
+    """
+
+    run: str
+    anchor: str
+    judge: str
+    first: bool
+    before: Interval
+    after: Interval | None
+    rise: Interval | None
+    num_prompts: int
+    axis: tuple[float, float]
+
+    def at(self, value: float) -> float:
+        """Where ``value`` is on the axis, in per cent."""
+        low, high = self.axis
+        return round(100 * min(1.0, max(0.0, (value - low) / (high - low))), 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """A picture, or why it cannot be shown.
+
+    Attributes:
+        uri: ``data:`` URI; empty where it cannot.
+        tiny: Whether it is to be enlarged with hard edges.
+        problem: Why not.
+    """
+
+    uri: str = ""
+    tiny: bool = False
+    problem: str = ""
+
+
+def write(run_dirs: Sequence[Path], out: Path) -> Path:
+    """Write one HTML file that needs nothing beside it.
+
+    Args:
+        run_dirs: Folders of runs; each becomes a section.
+        out: The file.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ValueError: A folder holds no run, or a file in it is malformed.
+    """
+    runs = [read(Path(folder)) for folder in run_dirs]
+    if not runs:
+        raise ValueError("a report needs the folder of at least one run")
+    environment = Environment(
+        loader=PackageLoader("mmalign.report", "."),
+        autoescape=select_autoescape(("html",)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("page.html").render(
+        scores=[score for number, run in enumerate(runs) for score in scores(run, number)],
+        sections=[_section(run, number) for number, run in enumerate(runs)],
+        versions=_versions(),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def scores(run: RunRecord, number: int) -> list[Score]:
+    """What each judge said before and after."""
+    if not run.evaluations:
+        return []
+    first, last = run.evaluations[0], run.evaluations[-1]
+    several = len(run.evaluations) > 1
+    found: list[Score] = []
+    for name, record in first["judge"].items():
+        after = Interval.of(last["judge"][name]) if several else None
+        before = Interval.of(record)
+        rise = last.get("paired", {}).get(name)
+        found.append(
+            Score(
+                run=run.name,
+                anchor=f"run-{number}",
+                judge=name,
+                first=not found,
+                before=before,
+                after=after,
+                rise=None if rise is None else Interval.of(rise),
+                num_prompts=record["num_prompts"],
+                axis=_axis([before, after or before]),
+            )
+        )
+    return found
+
+
+def _axis(shown: Sequence[Interval]) -> tuple[float, float]:
+    """0 to 1 where everything lies between, else what is shown with a margin."""
+    ends = [v for i in shown for v in (i.mean, i.low, i.high) if math.isfinite(v)] or [0.0]
+    if min(ends) >= 0 and max(ends) <= 1:
+        return 0.0, 1.0
+    margin = 0.15 * (max(ends) - min(ends)) or 1.0
+    return min(ends) - margin, max(ends) + margin
+
+
+def _section(run: RunRecord, number: int) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "anchor": f"run-{number}",
+        "folder": str(run.folder),
+        "facts": _facts(run),
+        "panels": panels(run),
+        "judges": list(run.evaluations[0]["judge"]) if run.evaluations else [],
+        "samples": _samples(run),
+        "config": run.config,
+        "counters": run.counters,
+    }
+
+
+def _facts(run: RunRecord) -> dict[str, str]:
+    settings = run.settings
+    found: dict[str, Any] = {
+        key: settings[key].get("type")
+        for key in ("policy", "objective", "source", "reference")
+        if isinstance(settings.get(key), dict)
+    }
+    policy, training = settings.get("policy"), settings.get("training")
+    if isinstance(policy, dict) and "model" in policy:
+        found["model"] = policy["model"]
+    if run.metrics:
+        found["updates"] = run.metrics[-1]["step"]
+    if isinstance(training, dict) and "learning_rate" in training:
+        found["learning rate"] = f"{training['learning_rate']:g}"
+    if "seed" in settings:
+        found["seed"] = settings["seed"]
+    if run.seconds:
+        found["time"] = f"{run.seconds:.0f} s"
+    return {key: str(value) for key, value in found.items()}
+
+
+def _samples(run: RunRecord) -> list[dict[str, Any]]:
+    folder = run.folder / "samples"
+    rows = []
+    for before, after in zip_longest(run.before, run.after):
+        item: Record = before or after
+        rows.append(
+            {
+                "prompt": item["prompt"],
+                "images": [_picture(name, folder) for name in item.get("images", ())],
+                "before": _outputs(before, folder),
+                "after": _outputs(after, folder),
+            }
+        )
+    return rows
+
+
+def _outputs(item: Record | None, folder: Path) -> list[dict[str, Any]]:
+    """Each output as text or picture, with its scores by judge."""
+    if item is None:
+        return []
+    found = []
+    for number, output in enumerate(item["outputs"]):
+        is_text = isinstance(output, str)
+        found.append(
+            {
+                "text": output if is_text else None,
+                "picture": None if is_text else _picture(output["image"], folder),
+                "scores": {name: values[number] for name, values in item["scores"].items()},
+            }
+        )
+    return found
+
+
+def _picture(name: str, folder: Path) -> Shown:
+    try:
+        picture = images.load(images.inside(folder, name))
+    except ValueError as error:
+        return Shown(problem=str(error))
+    tiny = max(picture.size) <= PIXEL_ART
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    buffer = io.BytesIO()
+    if tiny:
+        picture.save(buffer, "PNG", optimize=True)
+    else:
+        picture.save(buffer, "WEBP", quality=85)
+    kind = "png" if tiny else "webp"
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return Shown(uri=f"data:image/{kind};base64,{data}", tiny=tiny)
+
+
+def _versions() -> dict[str, str]:
+    found = {"Python": platform.python_version(), "system": platform.platform()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,1 @@
+"""How the shipped tiny models were made: `python -m mmalign.tinyworld.pretrain NAME`."""

@@ -1,0 +1,83 @@
+"""Settings of a policy that draws pictures code by code, as they stand in a config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import JanusForConditionalGeneration, JanusProcessor
+
+from mmalign import lora as loras
+from mmalign.locate import locate
+from mmalign.lora import LoRA
+from mmalign.policy import Policy
+from mmalign.text.policy import DTYPES, Dtype
+from mmalign.vision.ar_codes import CodeSampling
+from mmalign.vision.ar_image import ARImageAdapter
+from mmalign.vision.lvlm_policy import linear_layers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ARImagePolicy:
+    """A Janus that draws pictures.
+
+    Attributes:
+        model: ``tinyworld/ar_image``, a local folder or a hub name
+            (``deepseek-community/Janus-Pro-1B``).
+        dtype: Of the weights; log-probs are float32 always.
+        lora: Trains a LoRA, ``"all-linear"`` meaning every linear layer of the language model; None
+            trains the language model and all that reads and writes codes. The codebook with its
+            encoder and decoder, and the vision tower, are never trained.
+        guidance_scale: Classifier-free guidance; 1 for none. Janus-Pro is meant to be used at 5.
+        temperature: Of sampling, and of the distribution that is scored.
+        guided_log_probs: Score the guided distribution, the one that is drawn from; see
+            `CodeSampling`.
+        max_prompt_length: Prompts with more tokens are refused; None for no limit.
+        attn_implementation: transformers' name of an attention kernel; None for its choice.
+    """
+
+    model: str = "tinyworld/ar_image"
+    dtype: Dtype = "float32"
+    lora: LoRA | None = None
+    guidance_scale: float = 2.0
+    temperature: float = 1.0
+    guided_log_probs: bool = True
+    max_prompt_length: int | None = None
+    attn_implementation: str | None = None
+
+    def load(self) -> Policy:
+        """Load the model and its processor."""
+        path = locate(self.model)
+        sampling = CodeSampling(
+            guidance_scale=self.guidance_scale,
+            temperature=self.temperature,
+            guided_log_probs=self.guided_log_probs,
+        )
+        model = JanusForConditionalGeneration.from_pretrained(
+            path, dtype=DTYPES[self.dtype], attn_implementation=self.attn_implementation
+        )
+        processor = JanusProcessor.from_pretrained(path)
+        choose_trainable(model, self.lora)
+        adapter = ARImageAdapter(
+            processor=processor,
+            vq=model.model.vqmodel,
+            sampling=sampling,
+            feature_size=model.config.get_text_config().hidden_size,
+            max_prompt_length=self.max_prompt_length,
+        )
+        return Policy(adapter=adapter, model=model)
+
+
+def choose_trainable(model: JanusForConditionalGeneration, lora: LoRA | None) -> None:
+    """Let gradients reach what draws, and nothing else."""
+    inner = model.model
+    if lora is not None:
+        loras.attach(model, lora, targets=linear_layers(model, [inner.language_model]))
+        return
+    model.requires_grad_(False)
+    for part in (
+        inner.language_model,
+        inner.generation_embeddings,
+        inner.generation_aligner,
+        inner.generation_head,
+    ):
+        part.requires_grad_(True)

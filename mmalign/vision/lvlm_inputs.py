@@ -1,0 +1,140 @@
+"""What a processor makes of a prompt with pictures, kept whole and put together row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mmalign.text.ids import Conversation
+from mmalign.text.rows import left_padded
+from mmalign.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+LAID_OUT = ("input_ids", "attention_mask")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processed:
+    """One prompt as its processor returns it, without the batch axis of the text.
+
+    Attributes:
+        ids: ``[L]`` int64, every picture expanded to its image tokens.
+        per_token: Further keys with one entry for each id, ``[L]``.
+        per_image: All other keys, as the model takes them; none where there is no picture.
+    """
+
+    ids: Tensor
+    per_token: Mapping[str, Tensor]
+    per_image: Mapping[str, Tensor]
+
+
+def process(processor: ProcessorMixin, prompt: Prompt, *, row: int) -> Processed:
+    """Run the processor on one prompt; nothing is ever cut.
+
+    Args:
+        processor: The model's.
+        prompt: A conversation with an image part where each picture belongs, in any turn. A bare
+            string is one turn of the user, the pictures before the text.
+        row: Names the prompt in messages.
+
+    Raises:
+        ValueError: The places for pictures and the pictures differ in number.
+    """
+    text = processor.apply_chat_template(
+        _messages(prompt, processor.image_token), add_generation_prompt=True, tokenize=False
+    )
+    places = text.count(processor.image_token)
+    if places != len(prompt.images):
+        raise ValueError(
+            f"prompt {row} has {places} places for images and {len(prompt.images)} images; give "
+            'one part {"type": "image"} for each image, in the order of the images'
+        )
+    bos = processor.tokenizer.bos_token
+    found = processor(
+        text=[text],
+        images=list(prompt.images) or None,
+        return_tensors="pt",
+        padding=False,
+        truncation=False,
+        # A template that writes the beginning-of-text token must not get a second one.
+        add_special_tokens=bos is None or not text.startswith(bos),
+    )
+    shape = found["input_ids"].shape
+    aligned = {k for k, v in found.items() if v.shape == shape}
+    return Processed(
+        ids=found["input_ids"][0],
+        per_token={k: found[k][0] for k in sorted(aligned - set(LAID_OUT))},
+        per_image={k: found[k] for k in sorted(found.keys() - aligned)},
+    )
+
+
+def token_inputs(
+    values: Sequence[Mapping[str, Tensor]], *, width: int, extra: int
+) -> dict[str, Tensor]:
+    """Per-token keys as ``[B, width + extra]``: padded on the left, 0 (text) over the answer.
+
+    Args:
+        values: The per-token keys of each row; all rows have the same keys.
+        width: L, the width of the longest prompt.
+        extra: Answer columns.
+    """
+    found = {}
+    for key in values[0]:
+        prompts = left_padded([value[key] for value in values])
+        assert prompts.shape[1] == width
+        found[key] = functional.pad(prompts, (0, extra))
+    return found
+
+
+def image_inputs(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Per-image keys of all rows, one row's pictures after another's.
+
+    Rows without a picture add nothing. Axes behind the first that differ in size, such as the
+    number of tiles of a picture, are filled with zeros, as processors do within a batch.
+    """
+    found = {}
+    for key in dict.fromkeys(key for value in values for key in value):
+        parts = [value[key] for value in values if key in value]
+        sizes = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].ndim)]
+        found[key] = torch.cat([_grown(part, sizes) for part in parts])
+    return found
+
+
+def renderer(processor: ProcessorMixin) -> Callable[[Conversation], str]:
+    """What `mmalign.text.ids.stop_ids_of` takes, for a vision-language model."""
+    return lambda conversation: processor.apply_chat_template(
+        [{**message, "content": _parts(message["content"])} for message in conversation]
+    )
+
+
+def placeholder_ids(processor: ProcessorMixin) -> tuple[int, ...]:
+    """Ids that stand for parts of pictures, films or sounds: no answer may hold one."""
+    every = [*processor.image_token_ids, *processor.video_token_ids, *processor.audio_token_ids]
+    return tuple(sorted({token for token in every if token is not None}))
+
+
+def _messages(prompt: Prompt, image_token: str) -> list[dict[str, Any]]:
+    if isinstance(prompt.content, str):
+        places = 0 if image_token in prompt.content else len(prompt.images)
+        parts = [*[{"type": "image"}] * places, {"type": "text", "text": prompt.content}]
+        return [{"role": "user", "content": parts}]
+    return [{**message, "content": _parts(message["content"])} for message in prompt.content]
+
+
+def _parts(content: Any) -> list[dict[str, Any]]:
+    # Templates of vision-language models walk over parts; a bare string would be read by letters.
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return [dict(part) for part in content]
+
+
+def _grown(part: Tensor, sizes: Sequence[int]) -> Tensor:
+    missing = [size - have for size, have in zip(sizes, part.shape[1:], strict=True)]
+    return functional.pad(part, [n for size in reversed(missing) for n in (0, size)])

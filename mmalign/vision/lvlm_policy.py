@@ -1,0 +1,105 @@
+"""Settings of a vision-language policy, as they stand in a config."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+
+from mmalign import lora as loras
+from mmalign.locate import locate
+from mmalign.lora import LoRA
+from mmalign.policy import Policy
+from mmalign.text.generation import Sampling
+from mmalign.text.ids import stop_ids_of
+from mmalign.text.policy import DTYPES, Dtype, checkpoint_activations
+from mmalign.vision.lvlm import LVLMAdapter
+from mmalign.vision.lvlm_inputs import placeholder_ids, renderer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LVLMPolicy:
+    """A vision-language model that answers in text.
+
+    Attributes:
+        model: ``tinyworld/lvlm``, a local folder or a hub name.
+        dtype: Of the weights; log-probs are float32 always.
+        lora: Trains a LoRA, ``"all-linear"`` meaning every linear layer of the language model; None
+            trains every parameter outside the vision tower.
+        train_vision_tower: Trains the vision tower too.
+        max_new_tokens: Longest answer in tokens, its end token included.
+        max_prompt_length: Prompts with more tokens, image tokens included, are refused; None for no
+            limit.
+        temperature: Of sampling, and of the distribution that is scored.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        attn_implementation: transformers' name of an attention kernel; None for its choice.
+    """
+
+    model: str = "tinyworld/lvlm"
+    dtype: Dtype = "float32"
+    lora: LoRA | None = None
+    train_vision_tower: bool = False
+    max_new_tokens: int = 256
+    max_prompt_length: int | None = None
+    temperature: float = 1.0
+    gradient_checkpointing: bool = False
+    attn_implementation: str | None = None
+
+    def load(self) -> Policy:
+        """Load the model and its processor."""
+        path = locate(self.model)
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=DTYPES[self.dtype], attn_implementation=self.attn_implementation
+        )
+        processor = AutoProcessor.from_pretrained(path)
+        tower = vision_tower(model)
+        if self.lora is not None:
+            parts = [model.get_decoder(), *([tower] if self.train_vision_tower else [])]
+            loras.attach(model, self.lora, targets=linear_layers(model, parts))
+        else:
+            tower.requires_grad_(self.train_vision_tower)
+        if self.gradient_checkpointing:
+            checkpoint_activations(model)
+        adapter = LVLMAdapter(
+            processor=processor,
+            sampling=Sampling(
+                temperature=self.temperature,
+                max_new_tokens=self.max_new_tokens,
+                stop_ids=stop_ids_of(model, processor.tokenizer, render=renderer(processor)),
+                banned=placeholder_ids(processor),
+            ),
+            feature_size=model.config.get_text_config().hidden_size,
+            max_prompt_length=self.max_prompt_length,
+        )
+        return Policy(adapter=adapter, model=model)
+
+
+def vision_tower(model: PreTrainedModel) -> nn.Module:
+    """The module that reads pictures.
+
+    Raises:
+        ValueError: transformers does not say which one it is.
+    """
+    found: nn.Module = model.get_encoder(modality="image")
+    if found is model or found is model.base_model:
+        raise ValueError(
+            f"{type(model).__name__} names no vision tower, so it cannot be kept frozen; use a "
+            "model of the LLaVA or Qwen-VL families"
+        )
+    return found
+
+
+def linear_layers(model: nn.Module, parts: list[nn.Module]) -> str:
+    """A regular expression that matches the full names of the linear layers below ``parts``."""
+    below = {id(module) for part in parts for module in part.modules()}
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and id(module) in below
+    ]
+    # One pattern for the same layer of all blocks keeps the saved config readable.
+    patterns = {re.sub(r"\.\d+(?=\.)", ".@", name) for name in names}
+    return "|".join(re.escape(p).replace("@", r"\d+") for p in sorted(patterns))

@@ -1,0 +1,173 @@
+"""The conformance table: every adapter, every objective, and which of them go together.
+
+Adding an adapter or an objective means adding a line here; `test_conformance.py` runs the same
+invariants over every admitted combination.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mmalign import rng
+from mmalign.diffusion import DiffusionPolicy, FlowPolicy
+from mmalign.lora import LoRA
+from mmalign.objectives import DPO, GRPO, IPO, PPO
+from mmalign.policy import Policy
+from mmalign.protocols import Objective
+from mmalign.run import PolicySpec
+from mmalign.text import TextPolicy
+from mmalign.tinyworld.data import TinyWorld
+from mmalign.types import Batch, Output, Prompt, Trajectory
+from mmalign.vision import ARImagePolicy, LVLMPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """An adapter on a small real model.
+
+    Attributes:
+        spec: Settings of the policy.
+        task: Whose prompts and outputs it gets.
+        exact: Whether its likelihood is exact.
+        separable: Whether its steps are scored apart.
+        encodes: Whether recorded outputs can be encoded.
+        toy: A reward that a few updates can raise.
+    """
+
+    spec: PolicySpec
+    task: str
+    exact: bool
+    separable: bool
+    encodes: bool
+    toy: Callable[[Sequence[Prompt], Sequence[Output]], Tensor]
+
+
+def short_sums(prompts: Sequence[Prompt], outputs: Sequence[Output]) -> Tensor:
+    """Minus the number of words."""
+    return torch.tensor([-float(len(str(o).split())) for o in outputs])
+
+
+def redness(prompts: Sequence[Prompt], outputs: Sequence[Output]) -> Tensor:
+    """Mean of red minus blue, pixels in [0, 1]."""
+    means = []
+    for picture in outputs:
+        assert not isinstance(picture, str)
+        red, _, blue = (sum(c.tobytes()) / len(c.tobytes()) for c in picture.split())
+        means.append((red - blue) / 255)
+    return torch.tensor(means)
+
+
+RANK = LoRA(rank=8, alpha=16)
+ADAPTERS: dict[str, Case] = {
+    "text": Case(
+        spec=TextPolicy(model="tinyworld/text", lora=RANK, max_new_tokens=12),
+        task="arithmetic", exact=True, separable=False, encodes=True, toy=short_sums,
+    ),
+    "text_full": Case(
+        spec=TextPolicy(model="tinyworld/text", max_new_tokens=12, temperature=0.7),
+        task="arithmetic", exact=True, separable=False, encodes=True, toy=short_sums,
+    ),
+    "lvlm": Case(
+        spec=LVLMPolicy(model="tinyworld/lvlm", lora=RANK, max_new_tokens=12),
+        task="describe", exact=True, separable=False, encodes=True, toy=short_sums,
+    ),
+    "lvlm_several_images": Case(
+        spec=LVLMPolicy(model="tinyworld/lvlm", lora=RANK, max_new_tokens=4),
+        task="multi_image", exact=True, separable=False, encodes=True, toy=short_sums,
+    ),
+    "ar_image": Case(
+        spec=ARImagePolicy(model="tinyworld/ar_image", lora=RANK),
+        task="draw", exact=True, separable=False, encodes=True, toy=redness,
+    ),
+    "diffusion_path": Case(
+        spec=DiffusionPolicy(model="tinyworld/diffusion", likelihood="path", steps=4, lora=RANK),
+        task="draw", exact=True, separable=True, encodes=False, toy=redness,
+    ),
+    "diffusion_elbo": Case(
+        spec=DiffusionPolicy(model="tinyworld/diffusion", likelihood="elbo", steps=4, lora=RANK),
+        task="draw", exact=False, separable=True, encodes=True, toy=redness,
+    ),
+    "flow_path": Case(
+        spec=FlowPolicy(model="tinyworld/flow", likelihood="path", steps=4, lora=RANK),
+        task="draw", exact=True, separable=True, encodes=False, toy=redness,
+    ),
+    "flow_elbo": Case(
+        spec=FlowPolicy(model="tinyworld/flow", likelihood="elbo", steps=4, lora=RANK),
+        task="draw", exact=False, separable=True, encodes=True, toy=redness,
+    ),
+}  # fmt: skip
+
+OBJECTIVES: dict[str, Objective] = {
+    "dpo": DPO(beta=0.1),
+    "ipo": IPO(beta=0.1),
+    "grpo": GRPO(),
+    "grpo_kl": GRPO(beta=0.04),
+    "dapo": GRPO(epsilon_high=0.28, aggregate="token"),
+    "ddpo": GRPO(epsilon=1e-4, advantage_clip=10.0),
+    "ppo": PPO(),
+}
+
+
+def admitted(case: Case, objective: Objective) -> bool:
+    """Whether the objective makes sense for the adapter's likelihood."""
+    return case.exact or "exact" not in objective.needs
+
+
+COMBINATIONS = [
+    (adapter, objective)
+    for adapter, case in ADAPTERS.items()
+    for objective, settings in OBJECTIVES.items()
+    if admitted(case, settings)
+]
+REFUSED = [
+    (adapter, objective)
+    for adapter, case in ADAPTERS.items()
+    for objective, settings in OBJECTIVES.items()
+    if not admitted(case, settings)
+]
+
+
+def generators(count: int, *key: int | str) -> list[torch.Generator]:
+    """One generator a prompt."""
+    return [rng.generator("conformance", *key, i) for i in range(count)]
+
+
+def prompts_of(case: Case, count: int) -> list[Prompt]:
+    """A few prompts of the case's task."""
+    return list(TinyWorld(task=case.task, size=count, seed=3).prompts())
+
+
+def sampled(case: Case, policy: Policy, *, num_prompts: int = 2, group_size: int = 3) -> Trajectory:
+    """A few groups sampled by the policy."""
+    return policy.sample(
+        prompts_of(case, num_prompts),
+        group_size=group_size,
+        generators=generators(num_prompts, "sample"),
+    )
+
+
+def batch_of(trajectory: Trajectory, *, group_size: int = 3) -> Batch:
+    """A batch with rewards that differ within each group."""
+    rows = len(trajectory)
+    reward = torch.tensor([float((7 * i) % 5) for i in range(rows)])
+    return Batch(
+        trajectory=trajectory,
+        group=torch.arange(rows) // group_size,
+        reward=reward,
+        weight=trajectory.mask.float(),
+    )
+
+
+def with_scores(policy: Policy, batch: Batch, objective: Objective) -> Batch:
+    """The batch with everything the objective needs, as the trainer supplies it."""
+    with torch.no_grad():
+        found = policy.scorer(batch.trajectory, frozenset(), None)
+    if "reference" in objective.needs:
+        batch = replace(batch, reference=found["log_probs"])
+    if "behaviour" in objective.needs:
+        batch = replace(batch, behaviour=found["log_probs"])
+    return replace(batch, values=found.get("values"))

@@ -1,0 +1,259 @@
+"""What holds for every objective: additivity, invariances, no dead settings; a tabular policy."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from mmalign.objectives import DPO, GRPO, IPO, OBJECTIVES, PPO
+from mmalign.protocols import Objective
+from mmalign.types import Batch
+from tests import tabular
+
+REWARDS = [(1.0, 0.0), (0.5, 2.0), (3.0, 1.0, 2.0, 1.0), (1.0, 1.0), (0.0, 1.0, 1.0)]
+TABLE = [
+    DPO(),
+    DPO(beta=0.5, label_smoothing=0.2),
+    IPO(),
+    IPO(reduction="sum"),
+    GRPO(),
+    GRPO(aggregate="token", epsilon_high=0.28, drop_tied_groups=True),
+    GRPO(aggregate="constant", max_length=10, scale="none"),
+    GRPO(beta=0.1, kl="k2", scale="batch", advantage_clip=0.5),
+    GRPO(beta=0.1, kl="exact", population=True),
+    PPO(),
+    PPO(entropy_coefficient=0.1, kl_coefficient=0.2, dual_clip=3.0, whiten_rewards=True),
+]
+NAMES = [f"{type(o).__name__}-{i}" for i, o in enumerate(TABLE)]
+every_objective = pytest.mark.parametrize("objective", TABLE, ids=NAMES)
+
+
+def a_batch(seed: int = 0) -> Batch:
+    made = tabular.batch(REWARDS, seed=seed)
+    return tabular.scored(
+        made, reference=tabular.Tabular(seed=1), behaviour=tabular.Tabular(seed=2)
+    )
+
+
+def mean_loss_and_gradient(objective: Objective, pieces: list[Batch]) -> tuple[Tensor, Tensor]:
+    """What a trainer computes of the pieces of one credited batch."""
+    policy = tabular.Tabular(seed=3)
+    total = torch.zeros((), dtype=torch.float64)
+    for piece in pieces:
+        loss = objective.loss(policy.scores(piece.trajectory), piece).total / piece.denominator
+        loss.backward()
+        total += loss.detach()
+    moved = [p.grad.flatten() for p in policy.parameters() if p.grad is not None]
+    return total, torch.cat(moved)
+
+
+def same(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> None:
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
+
+
+@every_objective
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize("steps", [None, 1, 4])
+def test_pieces_add_up(objective, rows, steps):
+    """Loss and gradient of any division equal those of the whole: unequal rows, lengths, groups."""
+    batch = objective.credit(a_batch())
+    whole = mean_loss_and_gradient(objective, [batch])
+    assert torch.count_nonzero(whole[1]) > 10
+    if objective.additive_over == "group" and steps is not None:
+        with pytest.raises(ValueError, match="steps_per_microbatch"):
+            list(batch.microbatches(rows=rows, steps=steps, additive_over="group"))
+        return
+    pieces = batch.microbatches(rows=rows, steps=steps, additive_over=objective.additive_over)
+    same(mean_loss_and_gradient(objective, list(pieces)), whole)
+
+
+@every_objective
+@pytest.mark.parametrize("rows", [1, 4])
+def test_metrics_add_up(objective, rows):
+    """(sum, count) over the pieces give the whole batch's mean; the loss metric is the loss."""
+    policy, batch = tabular.Tabular(seed=3), objective.credit(a_batch())
+    whole = objective.loss(policy.scores(batch.trajectory), batch)
+    sums: dict[str, tuple[float, float]] = {}
+    pieces = list(batch.microbatches(rows=rows, steps=None, additive_over=objective.additive_over))
+    assert len(pieces) > 1
+    for piece in pieces:
+        for name, (total, count) in objective.loss(
+            policy.scores(piece.trajectory), piece
+        ).metrics.items():
+            before = sums.get(name, (0.0, 0.0))
+            sums[name] = (before[0] + float(total), before[1] + float(count))
+    assert sums.keys() == whole.metrics.keys()
+    for name, (total, count) in whole.metrics.items():
+        assert not total.requires_grad and not count.requires_grad, name
+        assert sums[name][0] == pytest.approx(float(total), abs=1e-9), name
+        assert sums[name][1] == pytest.approx(float(count)), name
+    if "loss" in whole.metrics:
+        total, count = whole.metrics["loss"]
+        assert float(count) == batch.denominator
+        assert float(total) == pytest.approx(whole.total.item())
+
+
+@every_objective
+def test_order_of_the_rows_is_irrelevant(objective):
+    batch = a_batch()
+    order = torch.randperm(len(batch))
+    shuffled = mean_loss_and_gradient(objective, [objective.credit(batch.rows(order))])
+    same(shuffled, mean_loss_and_gradient(objective, [objective.credit(batch)]))
+
+
+@every_objective
+def test_padding_is_invisible(objective):
+    wide = mean_loss_and_gradient(objective, [objective.credit(tabular.padded(a_batch(), 3))])
+    same(wide, mean_loss_and_gradient(objective, [objective.credit(a_batch())]))
+
+
+@every_objective
+def test_masked_steps_get_no_gradient(objective):
+    """Also where the log-prob of a masked step is minus infinity."""
+    policy, batch = tabular.Tabular(seed=3), objective.credit(a_batch())
+    found = policy.scores(batch.trajectory)
+    leaves = {
+        name: getattr(found, name).detach().clone().requires_grad_()
+        for name in ("log_probs", "entropy", "kl", "values")
+    }
+    objective.loss(replace(found, **leaves), batch).total.backward()
+    masked = ~batch.trajectory.mask
+    for name, leaf in leaves.items():
+        if leaf.grad is not None:
+            assert (leaf.grad[masked] == 0).all(), name
+    # Some kept step must be moved, or this test would pass on a constant.
+    assert (leaves["log_probs"].grad[~masked] != 0).sum() > len(batch)
+
+
+@every_objective
+def test_two_batches_in_one_are_the_sum(objective):
+    """Concatenated batches give the sum of both losses, over the sum of both denominators.
+
+    But for the statistics that are taken over the whole batch by definition.
+    """
+    if isinstance(objective, PPO) or (isinstance(objective, GRPO) and objective.scale == "batch"):
+        pytest.skip("whitening and the batch's deviation couple everything by definition")
+    policy, parts = tabular.Tabular(seed=3), [a_batch(0), a_batch(7)]
+    credited = [objective.credit(p) for p in parts]
+    both = objective.credit(Batch.concatenate(parts))
+    apart = [objective.loss(policy.scores(p.trajectory), p).total for p in credited]
+    together = objective.loss(policy.scores(both.trajectory), both).total
+    torch.testing.assert_close(together, sum(apart))
+    assert both.denominator == pytest.approx(sum(p.denominator for p in credited))
+
+
+@every_objective
+def test_credit_carries_no_gradient_and_leaves_its_input(objective):
+    batch = a_batch()
+    before = batch.weight.clone()
+    credited = objective.credit(batch)
+    for name in ("advantage", "returns", "weight", "coefficient"):
+        value = getattr(credited, name)
+        assert value is None or not value.requires_grad, name
+    torch.testing.assert_close(batch.weight, before)
+    assert batch.advantage is None and batch.pairs is None and batch.denominator == 0.0
+
+
+CHANGES = [
+    (DPO, {"beta": 0.3}),
+    (DPO, {"label_smoothing": 0.1}),
+    (IPO, {"beta": 0.3}),
+    (IPO, {"reduction": "sum"}),
+    (GRPO, {"epsilon": 0.01}),
+    (GRPO, {"epsilon_high": 0.01}),
+    (GRPO, {"beta": 0.1}),
+    (GRPO, {"beta": 0.1, "kl": "k1"}),
+    (GRPO, {"beta": 0.1, "kl": "k2"}),
+    (GRPO, {"beta": 0.1, "kl": "exact"}),
+    (GRPO, {"scale": "batch"}),
+    (GRPO, {"scale": "none"}),
+    (GRPO, {"population": True}),
+    (GRPO, {"advantage_clip": 0.3}),
+    (GRPO, {"aggregate": "token"}),
+    (GRPO, {"aggregate": "constant", "max_length": 9}),
+    (GRPO, {"aggregate": "constant", "max_length": 10}),
+    (GRPO, {"drop_tied_groups": True}),
+    (PPO, {"epsilon": 0.01}),
+    (PPO, {"epsilon_high": 0.01}),
+    (PPO, {"dual_clip": 1.01}),
+    (PPO, {"kl_coefficient": 0.5}),
+    (PPO, {"kl": "k2"}),
+    (PPO, {"kl": "k3"}),
+    (PPO, {"gamma": 0.9}),
+    (PPO, {"lam": 0.5}),
+    (PPO, {"whiten_advantages": False}),
+    (PPO, {"whiten_rewards": True}),
+    (PPO, {"value_clip": 0.05}),
+    (PPO, {"value_clip": None}),
+    (PPO, {"value_coefficient": 0.5}),
+    (PPO, {"entropy_coefficient": 0.1}),
+]
+
+
+def test_no_setting_is_dead():
+    """Every setting changes the gradient, each value in its own way."""
+    seen: dict[type, list[Tensor]] = {}
+    for kind, change in [(k, {}) for k in (DPO, IPO, GRPO, PPO)] + CHANGES:
+        objective = kind(**change)
+        _, gradient = mean_loss_and_gradient(objective, [objective.credit(a_batch())])
+        for other in seen.setdefault(kind, []):
+            assert other.shape != gradient.shape or (other - gradient).abs().max() > 1e-6, change
+        seen[kind].append(gradient)
+    # "allow_bound" acts on what is admitted, not on the loss.
+    for kind in seen:
+        tried = {name for k, change in CHANGES if k is kind for name in change} | {"allow_bound"}
+        assert {f.name for f in fields(kind)} <= tried
+
+
+def test_needs():
+    """What each setting asks of the run."""
+    assert DPO().needs == IPO().needs == {"reference"}
+    assert GRPO().needs == {"exact", "behaviour"}
+    assert GRPO(allow_bound=True).needs == {"behaviour"}
+    assert GRPO(beta=0.1).needs == {"exact", "behaviour", "reference"}
+    assert GRPO(beta=0.1, kl="exact").needs == {"exact", "behaviour", "kl"}
+    assert PPO().needs == {"exact", "behaviour", "values", "reference"}
+    assert PPO(kl_coefficient=0.0).needs == {"exact", "behaviour", "values"}
+    assert "entropy" in PPO(entropy_coefficient=0.01).needs
+    assert "exact" not in PPO(allow_bound=True).needs
+    assert [o().additive_over for o in (DPO, IPO, GRPO, PPO)] == ["group", "group", "step", "step"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (DPO, {"beta": 0.0}, "beta=0.0"),
+        (DPO, {"label_smoothing": 0.7}, "label_smoothing=0.7"),
+        (IPO, {"beta": -1.0}, "beta=-1.0"),
+        (GRPO, {"epsilon": 0.0}, "epsilon=0.0"),
+        (GRPO, {"beta": -0.1}, "beta=-0.1"),
+        (GRPO, {"advantage_clip": 0.0}, "advantage_clip=0.0"),
+        (GRPO, {"aggregate": "constant"}, "max_length"),
+        (GRPO, {"aggregate": "token", "max_length": 5}, "max_length"),
+        (GRPO, {"aggregate": "mean"}, "aggregate='mean'"),
+        (PPO, {"epsilon": -1.0}, "epsilon=-1.0"),
+        (PPO, {"lam": 1.5}, "lam=1.5"),
+        (PPO, {"gamma": -0.5}, "gamma=-0.5"),
+        (PPO, {"dual_clip": 0.5}, "dual_clip=0.5"),
+        (PPO, {"kl_coefficient": -0.1}, "kl_coefficient=-0.1"),
+    ],
+)
+def test_senseless_settings_are_refused(kind, settings, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**settings)
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_objectives_are_configurations(name):
+    """Each builds from a mapping, fails on a wrong type, is frozen, and fulfils the protocol."""
+    kind = OBJECTIVES[name]
+    adapter = TypeAdapter(kind)
+    built = adapter.validate_python({})
+    assert built == kind() and isinstance(built, Objective)
+    with pytest.raises(ValidationError):
+        adapter.validate_python({"beta": "much", "epsilon": "much"})
+    with pytest.raises((AttributeError, TypeError)):
+        built.beta = 1.0
