@@ -110,7 +110,7 @@ def load(model: nn.Module, directory: str | Path, *, name: str, trainable: bool)
         for key, parameter in model.named_parameters():
             parameter.requires_grad_(key in trained)
         if before is not None:
-            _activate(model, before)
+            activate(model, before)
 
 
 def names(model: nn.Module) -> list[str]:
@@ -151,11 +151,11 @@ def active(model: nn.Module, name: str) -> Iterator[None]:
     if name not in names(model):
         raise ValueError(f"no LoRA named {name!r}; the model carries {names(model)}")
     before = merge_name(model)
-    _activate(model, name)
+    activate(model, name)
     try:
         yield
     finally:
-        _activate(model, before)
+        activate(model, before)
 
 
 def belongs(key: str, name: str) -> bool:
@@ -170,6 +170,12 @@ def scaling(model: nn.Module, name: str) -> dict[str, float]:
         for key, layer in model.named_modules()
         if isinstance(layer, _layer_class()) and name in layer.scaling
     }
+
+
+def disable(model: nn.Module) -> None:
+    """Switch every LoRA of ``model`` off for good: the model is its own base."""
+    for layer in _layers(model):
+        layer._disable_adapters = True
 
 
 def is_fresh(model: nn.Module) -> bool:
@@ -239,7 +245,8 @@ def _layers(model: nn.Module) -> Iterator[Any]:
     return (m for m in model.modules() if isinstance(m, _layer_class()))
 
 
-def _activate(model: nn.Module, name: str) -> None:
+def activate(model: nn.Module, name: str) -> None:
+    """Use the LoRA ``name`` from now on; which parameters train is left alone."""
     for layer in _layers(model):
         layer._active_adapter = name
 
@@ -247,7 +254,7 @@ def _activate(model: nn.Module, name: str) -> None:
 def _only_trainable(model: nn.Module, name: str) -> None:
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(belongs(key, name))
-    _activate(model, name)
+    activate(model, name)
 
 
 def _linear_names(model: nn.Module) -> list[str]:

@@ -1,19 +1,16 @@
 """What a policy is held to. Each reference is a small settings object that builds the real one.
 
 A reference never sees a gradient and never moves. Where it shares the policy's network (LoRA off, a
-named LoRA) it costs no second model.
+named LoRA) it costs no second set of weights.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 import hashlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +27,11 @@ START_NAME = "start"
 
 
 class NetworkReference:
-    """A reference that is a network in some state.
+    """A reference that is a network, in the state it scores in.
 
     Args:
         adapter: Scores trajectories.
-        model: The network.
-        state: Puts the network into the reference's state while it is scoring. `network` is the
-            network as a module that is in that state whenever it is called.
+        network: The network; nothing switches it to and fro, so it can be asked at any time.
         tensors: Which of the network's tensors its scores depend on, for the fingerprint.
         starts_at_policy: True where the untrained policy gives the same scores.
     """
@@ -45,31 +40,27 @@ class NetworkReference:
         self,
         *,
         adapter: Adapter,
-        model: nn.Module,
-        state: Callable[[], AbstractContextManager[None]] = nullcontext,
+        network: nn.Module,
         tensors: Callable[[str], bool],
         starts_at_policy: bool,
     ) -> None:
         self.adapter = adapter
-        self.model = model
-        self.state = state
-        self.network = _view(model, state)
+        self.network = network
         self.tensors = tensors
         self.starts_at_policy = starts_at_policy
 
     @torch.no_grad()
     def scores(self, trajectory: Trajectory) -> Tensor:
         """``[B, T]`` float32 log-probs."""
-        with self.state():
-            return self.adapter.scores(self.model, trajectory).log_probs
+        return self.adapter.scores(self.network, trajectory).log_probs
 
     def fingerprint(self) -> str:
         """SHA-256 of the tensors the scores depend on, the adapter's settings and the version."""
         digest = hashlib.sha256(f"{__version__} {self.adapter.describe()}".encode())
-        for name in lora.names(self.model):
+        for name in lora.names(self.network):
             if self.tensors(f".lora_A.{name}."):
-                digest.update(f"{name} {lora.scaling(self.model, name)}".encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
+                digest.update(f"{name} {lora.scaling(self.network, name)}".encode())
+        for name, tensor in sorted(self.network.state_dict().items()):
             if self.tensors(name):
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -120,7 +111,7 @@ class Frozen:
         """Copy the network now."""
         model = copy.deepcopy(policy.model).eval().requires_grad_(False)
         return NetworkReference(
-            adapter=policy.adapter, model=model, tensors=lambda _: True, starts_at_policy=True
+            adapter=policy.adapter, network=model, tensors=lambda _: True, starts_at_policy=True
         )
 
 
@@ -129,21 +120,21 @@ class LoRAOff:
     """The policy's own network with its LoRA switched off."""
 
     def build(self, policy: Policy) -> NetworkReference:
-        """Share the policy's network.
+        """Share the policy's weights.
 
         Raises:
             ValueError: The policy has no LoRA, or parameters outside the LoRA are trained.
         """
-        model = policy.model
-        if not lora.names(model):
+        if not lora.names(policy.model):
             raise ValueError("reference lora_off needs a policy with a LoRA; use `type: frozen`")
-        _refuse_trained_base(model)
+        _refuse_trained_base(policy.model)
+        network = _twin(policy.model)
+        lora.disable(network)
         return NetworkReference(
             adapter=policy.adapter,
-            model=model,
-            state=lambda: lora.disabled(model),
+            network=network,
             tensors=lambda name: "lora_" not in name,
-            starts_at_policy=lora.is_fresh(model),
+            starts_at_policy=lora.is_fresh(network),
         )
 
 
@@ -165,21 +156,20 @@ class NamedLoRA:
         Raises:
             ValueError: The folder holds no LoRA, the name is taken, or the base is trained.
         """
-        model, name = policy.model, self.name
-        if name in lora.names(model):
+        name, carried = self.name, lora.names(policy.model)
+        if name in carried:
             raise ValueError(f"the policy's LoRA is called {name!r} too; rename one of them")
-        if lora.names(model):
-            _refuse_trained_base(model)
-            start = lora.merge_name(model)
-        else:
+        if not carried:
             raise ValueError("reference named_lora needs a policy that trains a LoRA")
-        lora.load(model, self.path, name=name, trainable=False)
+        _refuse_trained_base(policy.model)
+        network, start = _twin(policy.model), lora.merge_name(policy.model)
+        lora.load(network, self.path, name=name, trainable=False)
+        lora.activate(network, name)
         return NetworkReference(
             adapter=policy.adapter,
-            model=model,
-            state=lambda: lora.active(model, name),
+            network=network,
             tensors=lambda key: "lora_" not in key or lora.belongs(key, name),
-            starts_at_policy=lora.equal(model, start, name),
+            starts_at_policy=lora.equal(network, start, name),
         )
 
 
@@ -225,17 +215,14 @@ def chosen(
     return spec
 
 
-def _view(model: nn.Module, state: Callable[[], AbstractContextManager[None]]) -> nn.Module:
-    """``model`` as a second module that shares everything and is in ``state`` when called."""
-    view, plain = copy.copy(model), model.forward
+def _twin(model: nn.Module) -> nn.Module:
+    """A second network on the very same weights, whose LoRAs can be in another state.
 
-    @functools.wraps(plain)
-    def forward(*inputs: Any, **named: Any) -> Any:
-        with state():
-            return plain(*inputs, **named)
-
-    view.forward = forward
-    return view
+    Only the module objects are copied. Adapters may so call any part of it: there is no state to
+    switch around a call, and none that a call could miss.
+    """
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
 
 
 def _precision(device: str) -> str:

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from mmalign.ragged import join, move, pad_steps, take
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -112,7 +114,7 @@ class Trajectory:
             self,
             mask=self.mask[index],
             prompt_of=prompt_of,
-            static={k: _take(v, used) for k, v in self.static.items()},
+            static={k: take(v, used) for k, v in self.static.items()},
             stepwise={k: v[index] for k, v in self.stepwise.items()},
             outputs=[self.outputs[i] for i in index.tolist()],
         )
@@ -140,7 +142,7 @@ class Trajectory:
             self,
             mask=self.mask.to(device),
             prompt_of=self.prompt_of.to(device),
-            static={k: _move(v, device) for k, v in self.static.items()},
+            static={k: move(v, device) for k, v in self.static.items()},
             stepwise={k: v.to(device) for k, v in self.stepwise.items()},
         )
 
@@ -153,11 +155,11 @@ class Trajectory:
         length = max(p.mask.shape[1] for p in parts)
         offsets = torch.tensor([0] + [p.num_prompts for p in parts[:-1]]).cumsum(0).tolist()
         return Trajectory(
-            mask=torch.cat([_pad_steps(p.mask, length) for p in parts]),
+            mask=torch.cat([pad_steps(p.mask, length) for p in parts]),
             prompt_of=torch.cat([p.prompt_of + o for p, o in zip(parts, offsets, strict=True)]),
-            static={k: _join([p.static[k] for p in parts]) for k in first.static},
+            static={k: join([p.static[k] for p in parts]) for k in first.static},
             stepwise={
-                k: torch.cat([_pad_steps(p.stepwise[k], length) for p in parts])
+                k: torch.cat([pad_steps(p.stepwise[k], length) for p in parts])
                 for k in first.stepwise
             },
             outputs=[o for p in parts for o in p.outputs],
@@ -308,7 +310,7 @@ class Batch:
             values = [getattr(p, name) for p in parts]
             assert len({v is None for v in values}) == 1, f"{name} in some parts only"
             if values[0] is not None:
-                padded = [_pad_steps(v, length) if name in _PER_STEP else v for v in values]
+                padded = [pad_steps(v, length) if name in _PER_STEP else v for v in values]
                 changes[name] = torch.cat(padded)
         assert len(pairs) in (0, len(parts)), "pairs in some parts only"
         if pairs and any(p.coefficient is not None for p in parts):
@@ -376,33 +378,3 @@ class Loss:
 
     total: Tensor
     metrics: Mapping[str, Metric]
-
-
-def _take(value: Any, index: Tensor) -> Any:
-    if isinstance(value, Tensor):
-        return value[index]
-    return [value[i] for i in index.tolist()]
-
-
-def _move(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, list | tuple):
-        return [_move(v, device) for v in value]
-    if isinstance(value, dict):
-        return {k: _move(v, device) for k, v in value.items()}
-    return value
-
-
-def _join(values: Sequence[Any]) -> Any:
-    if isinstance(values[0], Tensor):
-        return torch.cat(list(values))
-    return [v for part in values for v in part]
-
-
-def _pad_steps(value: Tensor, length: int) -> Tensor:
-    missing = length - value.shape[1]
-    if missing == 0:
-        return value
-    filler = value.new_zeros(value.shape[0], missing, *value.shape[2:])
-    return torch.cat([value, filler], dim=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mmalign import cli, trainer
+from mmalign import cli, preflight, trainer
 from mmalign.commands import listing, targets
 from mmalign.invariants import CheckLine
 from mmalign.lora import LoRA
@@ -149,7 +150,7 @@ def test_exit_codes(
 
     monkeypatch.setattr(Run, "train", fail)
     assert call("train", "run.yaml") == code
-    assert capsys.readouterr().err.startswith(start)
+    assert capsys.readouterr().err.strip().startswith(start)
 
 
 @pytest.mark.parametrize("kind", [*cli.KINDS, "configs"])
@@ -181,15 +182,12 @@ def test_schema(capsys: pytest.CaptureFixture[str]) -> None:
 def test_check_prints_its_lines(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ok: bool
 ) -> None:
-    class Checked:
-        def check(self, *, batches: int) -> list[CheckLine]:
-            assert batches == 2
-            return [
-                CheckLine(name="parameters", ok=True, detail="10 of 20 trained"),
-                CheckLine(name="reference agrees", ok=ok, detail="apart by 0.1 nats"),
-            ]
-
-    monkeypatch.setattr(Run, "build", lambda _: Checked())
+    lines = [
+        CheckLine(name="parameters", ok=True, detail="10 of 20 trained"),
+        CheckLine(name="reference agrees", ok=ok, detail="apart by 0.1 nats"),
+    ]
+    monkeypatch.setattr(Run, "build", lambda _: None)
+    monkeypatch.setattr(preflight, "check", lambda _, *, batches: lines)
     assert call("check", "run.yaml") == (cli.OK if ok else cli.FAILED)
     shown = capsys.readouterr().out
     assert "ok    parameters        10 of 20 trained" in shown
@@ -282,6 +280,34 @@ def test_bad_data_and_reward(here: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert call("train", "run.yaml", rollouts) == cli.USER_ERROR
     said = capsys.readouterr().err
     assert f"{__name__}:fails raised RuntimeError: the scorer is down" in said
+
+
+def test_image_that_would_be_cut(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("train", "vision/lvlm_dpo", "policy.max_prompt_length=5") == cli.USER_ERROR
+    said = capsys.readouterr().err
+    assert "image tokens are never cut" in said
+    assert "more than max_prompt_length=5" in said
+
+
+def test_signal_saves_and_resume_goes_on(here: Path) -> None:
+    """Told to stop, a run ends its update, saves, and exits with 4; `--resume` makes the rest."""
+    command = [sys.executable, "-m", "mmalign", "train", "run.yaml", "training.steps=60"]
+    command += ["evaluation=null", "source.batch_size=2"]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    metrics = here / "out" / "metrics.jsonl"
+    for _ in range(600):
+        if metrics.exists() or running.poll() is not None:
+            break
+        time.sleep(0.1)
+    running.terminate()
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == cli.INTERRUPTED, said
+    assert "continue with --resume" in said
+    done = len(metrics.read_text().splitlines())
+    assert 0 < done < 60
+    assert call("train", *command[4:], "--resume") == 0
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, 61))
 
 
 def test_non_finite_loss(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

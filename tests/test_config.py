@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from torch import Tensor
 
-from mmalign import config
+from mmalign import config, registry
 from mmalign.config import ConfigError, build, nodes
 from mmalign.data import File
 from mmalign.locate import configs
@@ -20,6 +23,7 @@ from mmalign.rewards.text import LengthReward
 from mmalign.run import Evaluation, Run, Training
 from mmalign.sources import Mixed, Preferences, Rollouts
 from mmalign.text import TextPolicy
+from mmalign.types import Output, Prompt
 
 TEXT = """\
 policy:
@@ -250,6 +254,28 @@ def test_shipped_configs() -> None:
         assert config.loads(nodes.dump(config.resolved(run))) == run, path
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A reward behind a service."""
+
+    url: str
+    secret: str | None = field(default=None, repr=False)
+
+    def __call__(self, prompts: Sequence[Prompt], outputs: Sequence[Output]) -> Tensor:
+        return torch.zeros(len(outputs))
+
+
+def test_secrets_are_read_but_never_written() -> None:
+    text = TEXT + (
+        "evaluation:\n  data: {type: file, path: c.jsonl}\n"
+        f"  judges: {{far: {{type: '{__name__}:Served', url: here, secret: canary}}}}\n"
+    )
+    run = config.loads(text)
+    assert run.evaluation is not None
+    assert run.evaluation.judges["far"] == Served(url="here", secret="canary")
+    assert "canary" not in json.dumps(config.resolved(run))
+
+
 # ---- schema ----------------------------------------------------------------------------------
 
 
@@ -279,6 +305,17 @@ def test_schema_refers_to_nothing_missing(schema: dict[str, Any]) -> None:
     found = refs(schema)
     assert len(found) > 20
     assert {r.removeprefix("#/$defs/") for r in found} <= schema["$defs"].keys()
+
+
+def test_schema_leaves_out_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that is absent is named; a class of ours that is absent is a defect."""
+    monkeypatch.setitem(registry.SELECTORS, "other", "no_such_package.thing:Selector")
+    found = config.json_schema()["$defs"]
+    assert found["selectors"]["$comment"] == "left out: other needs the package no_such_package"
+    assert "selectors.other" not in found and "selectors.best_worst" in found
+    monkeypatch.setitem(registry.SELECTORS, "other", "mmalign.no_such_module:Selector")
+    with pytest.raises(ConfigError, match="no_such_module"):
+        config.json_schema()
 
 
 def test_schema_accepts_what_we_accept(schema: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Align a small Llama that errs in one sum of four, judge it, and load the result without mmalign.
 
-    python text/quickstart.py [--steps 40] [--output runs/text_quickstart]
+python text/quickstart.py [--steps 40] [--output runs/text_quickstart]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Align a small LLaVA that hallucinates objects, judge it, and load the result without mmalign.
 
-    python vision/quickstart.py [--steps 30] [--output runs/vision_quickstart]
+python vision/quickstart.py [--steps 30] [--output runs/vision_quickstart]
 """
 
 import argparse

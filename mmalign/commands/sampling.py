@@ -12,7 +12,7 @@ import click
 from tqdm import tqdm
 
 from mmalign import rng
-from mmalign.commands.targets import load_policy
+from mmalign.commands.targets import load_policy, load_run
 from mmalign.data import File, write_samples
 from mmalign.evaluation import evaluate, text_of
 from mmalign.policy import Policy
@@ -68,8 +68,9 @@ def sample(
     name: str, overrides: Sequence[str], *, asked: Asked, drawing: Drawing, output: Path
 ) -> None:
     """Write samples as JSONL with pictures beside it, and print the first few."""
-    run, policy = load_policy(name, overrides)
+    run = load_run(name, overrides)
     prompts = asked.of(run)
+    policy = load_policy(name, run)
     drawn = list(draw(policy, prompts, drawing))
     number = write_samples(output, drawn)
     for prompt, made in drawn[:8]:
@@ -99,9 +100,10 @@ def judge(name: str, overrides: Sequence[str], *, as_json: bool) -> None:
     Raises:
         ValueError: The config names no judges.
     """
-    run, policy = load_policy(name, overrides)
+    run = load_run(name, overrides)
     if run.evaluation is None:
         raise ValueError(f"{name} has no `evaluation`, so there is neither judge nor prompt")
+    policy = load_policy(name, run)
     judgements, _ = evaluate(policy, run.evaluation, seed=run.seed)
     records = {key: found.record() for key, found in judgements.items()}
     if as_json:

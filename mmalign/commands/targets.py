@@ -44,13 +44,12 @@ def load_run(name: str, overrides: Sequence[str]) -> Run:
     return config.load(config_file(name), overrides)
 
 
-def load_policy(name: str, overrides: Sequence[str]) -> tuple[Run, Policy]:
-    """The run, and its aligned model where ``name`` is a run's folder, else the one it starts from.
+def load_policy(name: str, run: Run) -> Policy:
+    """The aligned model where ``name`` is a run's folder, else the one that ``run`` starts from.
 
     Raises:
         ValueError: The run has not finished.
     """
-    run = load_run(name, overrides)
     folder = Path(name)
     spec: Any = run.policy
     if folder.is_dir():
@@ -63,7 +62,7 @@ def load_policy(name: str, overrides: Sequence[str]) -> tuple[Run, Policy]:
     torch.manual_seed(rng.seed_of(run.seed, "initialisation"))
     policy: Policy = spec.load()
     policy.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return run, policy
+    return policy
 
 
 def aligned(spec: PolicySpec, model: Path) -> PolicySpec:

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin
 from mmalign import registry
 from mmalign.config.build import KINDS, class_of, hints, leaf_adapter, structured, without_none
 from mmalign.config.build import required as has_no_default
+from mmalign.config.nodes import ConfigError
 from mmalign.run import Run
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -19,20 +20,38 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def json_schema() -> dict[str, Any]:
     """The schema of the whole tree: ``oneOf`` the registered types wherever a type is named.
 
-    Imports every registered class, and so every modality.
+    Imports every registered class, and so every modality. One that needs a package which is not
+    installed is left out and named in a ``$comment``.
 
     Raises:
-        ConfigError: A registered class cannot be imported (an extra is not installed).
+        ConfigError: A registered class cannot be imported for another reason.
     """
     definitions: dict[str, Any] = {}
     for kind in KINDS.values():
-        choices = []
+        choices, absent = [], []
         for name in sorted(registry.table(kind)):
-            cls = class_of(kind, name, "registry", kind)
+            try:
+                cls = class_of(kind, name, "registry", kind)
+            except ConfigError as error:
+                absent.append(f"{name} needs the package {_missing_package(error)}")
+                continue
             definitions[f"{kind}.{name}"] = _object(cls, named=name)
             choices.append({"$ref": f"#/$defs/{kind}.{name}"})
         definitions[kind] = {"oneOf": [*choices, _dotted(kind)]}
+        if absent:
+            definitions[kind]["$comment"] = f"left out: {'; '.join(absent)}"
     return {"$schema": DIALECT, "title": "mmalign run", **_object(Run), "$defs": definitions}
+
+
+def _missing_package(error: ConfigError) -> str:
+    """The package whose absence caused ``error``; re-raises it where that is not the cause."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ModuleNotFoundError):
+        cause = cause.__cause__
+    package = "" if cause is None else (cause.name or "").partition(".")[0]
+    if package in ("", "mmalign"):
+        raise error
+    return package
 
 
 def _object(cls: type, *, named: str | None = None) -> dict[str, Any]:

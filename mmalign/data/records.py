@@ -17,6 +17,8 @@ from mmalign.data.formats import Dropped, Row, RowError, short
 from mmalign.types import Message
 
 COLUMNS = ("prompt", "chosen", "rejected", "images", "chosen_images", "rejected_images", "margin")
+COMPLETIONS = ("completion", "completion_images")
+"""Columns of a file of samples; they are read by nobody here, and no meta either."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
 PLACEHOLDER = "<image>"
 
@@ -237,7 +239,7 @@ def _only_picture(images: tuple[Encoded, ...] | None, side: str) -> Picture:
 
 
 def _with_images(content: Content, images: tuple[Encoded, ...] | None, row: Row) -> PromptRow:
-    meta = {key: value for key, value in row.items() if key not in COLUMNS}
+    meta = {key: value for key, value in row.items() if key not in (*COLUMNS, *COMPLETIONS)}
     # A text without any picture may well contain the placeholder's letters.
     if images is not None:
         content = _placed(content, len(images))

@@ -12,10 +12,8 @@ from typing import Any
 from PIL import Image
 
 from mmalign.data.images import to_rgb
-from mmalign.data.records import COLUMNS
+from mmalign.data.records import COLUMNS, COMPLETIONS
 from mmalign.types import Output, Preference, Prompt
-
-COMPLETIONS = ("completion", "completion_images")
 
 
 def write_preferences(path: str | Path, records: Iterable[Preference]) -> int:

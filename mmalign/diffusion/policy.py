@@ -164,8 +164,11 @@ def load_family(
     }
     if "safety_checker" in index:
         absent |= {"safety_checker": None, "feature_extractor": None}
-    # Afterwards, not while loading: text encoders would keep the precision they are stored in.
-    pipe = DiffusionPipeline.from_pretrained(where, **absent).to(getattr(torch, dtype))
+    pipe = DiffusionPipeline.from_pretrained(where, **absent)
+    # Not while loading: text encoders would keep the precision they are stored in.
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module) and part.dtype != getattr(torch, dtype):
+            part.to(getattr(torch, dtype))
     loaded: Family = family(pipe, size=size, max_sequence_length=max_sequence_length)
     return loaded
 

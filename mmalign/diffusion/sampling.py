@@ -135,7 +135,15 @@ def walk(
 
     latents, scored = [noise()], []
     for step in range(len(schedule.timestep)):
-        mean, std = _move(family, model, latents[-1], conditioning, schedule, step, settings)
+        mean, std = _move(
+            family,
+            model,
+            latents[-1],
+            conditioning,
+            schedule=schedule,
+            step=step,
+            settings=settings,
+        )
         # All rows are at one level, so one deviation speaks for all.
         random = bool(std[0] >= MIN_STD)
         scored.append(random)
@@ -148,6 +156,7 @@ def _move(
     model: nn.Module,
     latent: Tensor,
     conditioning: Conditioning,
+    *,
     schedule: Schedule,
     step: int,
     settings: Denoising,

@@ -27,8 +27,7 @@ def save(family: Family, model: nn.Module, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if lora.names(model):
         name = lora.merge_name(model)
-        base = family.pipe.config.get("_name_or_path")
-        lora.save(model, directory, name=name, base=base)
+        lora.save(model, directory, name=name)
         config = _plain(model.peft_config[name].to_dict())  # type: ignore[union-attr,index]
         family.save_lora(str(directory), lora.state_dict(model, name=name), config)
         return

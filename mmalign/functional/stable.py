@@ -24,11 +24,9 @@ def log1mexp(x: Tensor) -> Tensor:
     """
     x = x.clamp(max=-1e-6)
     near = x > -math.log(2.0)
-    # `where` passes the gradient of both branches, so each branch only ever sees arguments it can
-    # differentiate.
-    close = torch.where(near, x, x.new_tensor(-1.0))
+    # `where` differentiates both branches, and log1p(-exp(x)) is infinite where exp(x) rounds to 1.
     far = torch.where(near, x.new_tensor(-1.0), x)
-    return torch.where(near, torch.log(-torch.expm1(close)), torch.log1p(-torch.exp(far)))
+    return torch.where(near, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(far)))
 
 
 def masked_sum(x: Tensor, mask: Tensor, *, dim: int = -1) -> Tensor:

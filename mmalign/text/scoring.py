@@ -39,7 +39,7 @@ def score_rows(
         against: The reference, where ``"kl"`` is wanted; it gets the same inputs and no gradient.
     """
     steps = tokens.shape[1]
-    with _recomputing(model):
+    with recomputing(model):
         logits, features = _logits(model, inputs, steps, sampling, with_features="features" in want)
     reference = None
     if "kl" in want and against is not None:
@@ -85,7 +85,7 @@ def _logits(
 
 
 @contextmanager
-def _recomputing(model: nn.Module) -> Iterator[None]:
+def recomputing(model: nn.Module) -> Iterator[None]:
     """Within, gradient checkpointing works though the model is in eval mode.
 
     transformers recomputes activations only in layers whose own flag says training. The flag is

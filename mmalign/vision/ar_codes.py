@@ -116,9 +116,7 @@ def prompt_rows(
     return PromptRows(ids=rows, attention_mask=mask)
 
 
-def code_states(
-    network: JanusForConditionalGeneration, rows: PromptRows, codes: Tensor
-) -> Tensor:
+def code_states(network: JanusForConditionalGeneration, rows: PromptRows, codes: Tensor) -> Tensor:
     """Hidden states ``[R, T, F]`` before each of the codes ``[R, T]``, by teacher forcing."""
     words = network.get_input_embeddings()(rows.ids)
     drawn = network.prepare_embeddings_for_image_generation(codes[:, :-1])

@@ -14,6 +14,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from mmalign.protocols import Likelihood, Want
 from mmalign.text.adapter import save_model
 from mmalign.text.generation import draw_uniforms
+from mmalign.text.scoring import recomputing
 from mmalign.tokens import head_scores, masked, step_logits
 from mmalign.types import Output, Prompt, Scores, Trajectory
 from mmalign.vision.ar_codes import CodeSampling, Drawing, code_states, prompt_rows, sample_codes
@@ -127,6 +128,10 @@ class ARImageAdapter:
             found["features"] = states.float()
         return Scores(**masked(found, trajectory.mask.to(network.device)))
 
+    def describe(self) -> str:
+        """The settings that scores depend on."""
+        return f"ARImageAdapter({self.sampling!r}, {self.drawing!r})"
+
     def save(self, model: nn.Module, directory: Path) -> None:
         """Write the LoRA (peft's layout) or the whole model, and the processor."""
         save_model(model, directory)
@@ -144,7 +149,8 @@ class ARImageAdapter:
             guided=guided,
             device=network.device,
         )
-        states = code_states(network, rows, codes.repeat(2, 1) if guided else codes)
+        with recomputing(network):
+            states = code_states(network, rows, codes.repeat(2, 1) if guided else codes)
         logits = network.model.generation_head(states)
         if guided:
             logits = self.sampling.guide(*logits.chunk(2))

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import JanusProcessor
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from mmalign.types import Output, Prompt
+from mmalign.types import Message, Output, Prompt
 
 # Pictures that go through the codebook's networks at once.
 CHUNK = 64
@@ -26,9 +26,7 @@ class PictureProcessor(Protocol):
     image_std: Sequence[float]
 
 
-def prompt_ids(
-    processor: JanusProcessor, prompt: Prompt, *, row: int, limit: int | None
-) -> Tensor:
+def prompt_ids(processor: JanusProcessor, prompt: Prompt, *, row: int, limit: int | None) -> Tensor:
     """A prompt as the model reads it before it draws, ``[L]`` int64.
 
     The chat template, where there is one, and the begin-of-image token are the processor's.
@@ -60,12 +58,13 @@ def prompt_ids(
 
 def _turns(prompt: Prompt, row: int) -> list[dict[str, Any]]:
     """The prompt as turns of text parts."""
-    if isinstance(prompt.content, str):
-        turns = [{"role": "user", "content": [{"type": "text", "text": prompt.content}]}]
-    else:
-        turns = [
-            {"role": turn["role"], "content": _parts(turn["content"])} for turn in prompt.content
-        ]
+    said = prompt.content
+    conversation: Sequence[Message] = (
+        ({"role": "user", "content": said},) if isinstance(said, str) else said
+    )
+    turns: list[dict[str, Any]] = [
+        {"role": turn["role"], "content": _parts(turn["content"])} for turn in conversation
+    ]
     parts = [part for turn in turns for part in turn["content"]]
     if prompt.images or any(part["type"] != "text" for part in parts):
         raise ValueError(

@@ -10,7 +10,7 @@ from mmalign import lora as loras
 from mmalign.locate import locate
 from mmalign.lora import LoRA
 from mmalign.policy import Policy
-from mmalign.text.policy import DTYPES, Dtype
+from mmalign.text.policy import DTYPES, Dtype, checkpoint_activations
 from mmalign.vision.ar_codes import CodeSampling
 from mmalign.vision.ar_image import ARImageAdapter
 from mmalign.vision.lvlm_policy import linear_layers
@@ -32,6 +32,7 @@ class ARImagePolicy:
         guided_log_probs: Score the guided distribution, the one that is drawn from; see
             `CodeSampling`.
         max_prompt_length: Prompts with more tokens are refused; None for no limit.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         attn_implementation: transformers' name of an attention kernel; None for its choice.
     """
 
@@ -42,6 +43,7 @@ class ARImagePolicy:
     temperature: float = 1.0
     guided_log_probs: bool = True
     max_prompt_length: int | None = None
+    gradient_checkpointing: bool = False
     attn_implementation: str | None = None
 
     def load(self) -> Policy:
@@ -57,6 +59,8 @@ class ARImagePolicy:
         )
         processor = JanusProcessor.from_pretrained(path)
         choose_trainable(model, self.lora)
+        if self.gradient_checkpointing:
+            checkpoint_activations(model)
         adapter = ARImageAdapter(
             processor=processor,
             vq=model.model.vqmodel,

@@ -140,6 +140,10 @@ class LVLMAdapter:
         )
         return padded_steps(scores, trajectory.mask.shape[1])
 
+    def describe(self) -> str:
+        """The settings that scores depend on."""
+        return f"LVLMAdapter({self.sampling!r})"
+
     def save(self, model: nn.Module, directory: Path) -> None:
         """Write the LoRA (peft's layout) or the whole model, and the processor."""
         save_model(model, directory)

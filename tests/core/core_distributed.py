@@ -1,4 +1,7 @@
-"""Small runs for `accelerate launch`: ``MODEL OUTPUT`` trains each of `runs` below OUTPUT."""
+"""Small runs for `accelerate launch`: ``MODEL OUTPUT`` trains each of `runs` below OUTPUT.
+
+One of them is trained once more, stopped inside its rollout buffer and resumed.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,13 @@ import core_parts
 import torch
 from core_parts import EarlyLetters, rollouts, training
 
+from mmalign import distributed
 from mmalign.objectives import DPO, GRPO
 from mmalign.references import Recorded
 from mmalign.run import Evaluation, Run
 from mmalign.sources import Mixed
 from mmalign.tinyworld.data import TinyWorld
+from mmalign.trainer import Interrupted
 
 
 def runs(model: str, folder: Path) -> dict[str, Run]:
@@ -25,13 +30,8 @@ def runs(model: str, folder: Path) -> dict[str, Run]:
         judges={"letters": EarlyLetters()},
         samples=2,
         batch_size=2,
+        every=2,
     )
-    uneven = replace(
-        uneven,
-        policy=replace(uneven.policy, max_new_tokens=12),
-        source=replace(uneven.source, data=TinyWorld(task="arithmetic", size=7, seed=3)),
-    )
-    uneven = replace(uneven, policy=replace(uneven.policy, max_new_tokens=40))
     online = core_parts.online(model, folder / "online")
     grpo = replace(
         core_parts.grpo(model, folder / "grpo"), objective=GRPO(beta=0.1, scale="batch")
@@ -40,9 +40,7 @@ def runs(model: str, folder: Path) -> dict[str, Run]:
     parts = (replace(alone.source, batch_size=1), online.source)
     return {
         # Batches of 4 and 3 pairs: 2 + 2, then 2 + 1; pieces of one pair.
-        "uneven": training(
-            replace(uneven, evaluation=replace(evaluation, every=2)), rows_per_microbatch=2
-        ),
+        "uneven": training(replace(uneven, evaluation=evaluation), rows_per_microbatch=2),
         # Batches of 4 and 1: at the second one process has no pair.
         "alone": training(alone, steps=4),
         "offline grpo": replace(
@@ -54,7 +52,7 @@ def runs(model: str, folder: Path) -> dict[str, Run]:
             output=str(folder / "recorded"),
         ),
         "online": training(online, rows_per_microbatch=2),
-        "grpo": training(grpo, rows_per_microbatch=3, updates_per_batch=2, steps=4),
+        "grpo": training(grpo, rows_per_microbatch=3, updates_per_batch=3, steps=4),
         "ppo": training(core_parts.ppo(model, folder / "ppo"), updates_per_batch=2, steps=4),
         "mixed": replace(
             alone,
@@ -65,10 +63,25 @@ def runs(model: str, folder: Path) -> dict[str, Run]:
     }
 
 
+def stopped(run: Run) -> None:
+    """Train, but the last process alone gets SIGTERM during update 2; then resume."""
+    trainer = run.build()
+    if distributed.rank() == distributed.world_size() - 1:
+        core_parts.stop_after(trainer, 2)
+    try:
+        trainer.train()
+    except Interrupted as told:
+        assert "after update 2 of" in str(told)
+    else:
+        raise AssertionError("the run was not stopped")
+    run.train(resume=True)
+
+
 def main(model: str, folder: Path) -> None:
     torch.set_num_threads(1)
     for run in runs(model, folder).values():
         run.train()
+    stopped(replace(runs(model, folder)["grpo"], output=str(folder / "stopped")))
 
 
 if __name__ == "__main__":

@@ -230,9 +230,7 @@ def test_the_gradient_is_checked_at_the_first_signal(model: str, tmp_path: Path)
 def test_a_reference_that_moves_is_refused(model: str, tmp_path: Path) -> None:
     """A "reference" that is the policy's own network moves with it."""
     trainer = offline(model, tmp_path / "run").build()
-    from contextlib import nullcontext
-
-    trainer.reference.state = nullcontext
+    trainer.reference.network = trainer.policy.model
     with pytest.raises(Violation, match="reference has not moved: it moved by"):
         trainer.train()
 
@@ -244,9 +242,8 @@ def test_a_reference_unlike_the_policy_is_refused_at_the_start(model: str, tmp_p
         policy=TextPolicy(model=model, max_new_tokens=40),
     ).build()
     with torch.no_grad():
-        trainer.reference.model.lm_head.weight += 0.1 * torch.randn_like(
-            trainer.reference.model.lm_head.weight
-        )
+        head = trainer.reference.network.lm_head.weight
+        head += 0.1 * torch.randn_like(head)
     with pytest.raises(Violation, match="policy equals reference at the start"):
         trainer.train()
 

@@ -354,3 +354,5 @@ def test_write_samples(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert rows[0] == {"task": "draw", "prompt": "red", "completion": "words"}
     assert Image.open(tmp_path / rows[1]["completion_images"][0]).getpixel((0, 0)) == (255, 0, 0)
+    again = File(path=str(path)).prompts()
+    assert [same(p, prompt) and p.meta == prompt.meta for p in again] == [True, True]

@@ -112,14 +112,21 @@ def test_padding_is_invisible(objective):
 
 @every_objective
 def test_masked_steps_get_no_gradient(objective):
-    """Also where the log-prob of a masked step is minus infinity."""
+    """Nor do they enter the loss, whatever a policy says about them."""
     policy, batch = tabular.Tabular(seed=3), objective.credit(a_batch())
     found = policy.scores(batch.trajectory)
+    clean = objective.loss(found, batch).total
+    garbage = ~batch.trajectory.mask * torch.tensor(-1e4).double()
+    found = replace(
+        found, **{k: getattr(found, k) + garbage for k in ("log_probs", "entropy", "kl", "values")}
+    )
     leaves = {
         name: getattr(found, name).detach().clone().requires_grad_()
         for name in ("log_probs", "entropy", "kl", "values")
     }
-    objective.loss(replace(found, **leaves), batch).total.backward()
+    dirty = objective.loss(replace(found, **leaves), batch).total
+    torch.testing.assert_close(dirty, clean)
+    dirty.backward()
     masked = ~batch.trajectory.mask
     for name, leaf in leaves.items():
         if leaf.grad is not None:

@@ -11,6 +11,8 @@ from mmalign.objectives import GRPO, PPO
 from mmalign.protocols import Objective
 from tests import tabular
 
+pytestmark = pytest.mark.slow
+
 OBJECTIVES: dict[str, Objective] = {
     "grpo": GRPO(scale="batch"),
     "ppo": PPO(whiten_rewards=True),

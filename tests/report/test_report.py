@@ -110,7 +110,7 @@ def test_model_output_is_shown_not_obeyed(folder: Path) -> None:
 
 
 def test_nothing_is_fetched(folder: Path) -> None:
-    """Every picture is in the page, links stay in it, and the page's own policy forbids the rest."""
+    """Pictures are in the page, links stay in it, and its own policy forbids the rest."""
     found = page(folder)
     assert found.sources()
     assert all(s.startswith(("data:image/png;", "data:image/svg+xml;")) for s in found.sources())

@@ -7,15 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.vision.ar_models import (
-    NUM_CODES,
-    SIDE,
-    VOCABULARY,
-    WIDTH,
-    build_adapter,
-    build_model,
-    build_processor,
-)
 from peft import PeftModel
 from PIL import Image
 from torch import Tensor
@@ -29,6 +20,15 @@ from mmalign.tokens import inverse_cdf_sample
 from mmalign.types import Prompt, Trajectory
 from mmalign.vision import ARImageAdapter, ARImagePolicy, CodeSampling
 from mmalign.vision.ar_policy import choose_trainable
+from tests.vision.ar_models import (
+    NUM_CODES,
+    SIDE,
+    VOCABULARY,
+    WIDTH,
+    build_adapter,
+    build_model,
+    build_processor,
+)
 
 PROMPTS = (
     Prompt(content="a red circle"),
@@ -141,9 +141,7 @@ class TestSampling:
         guided = build_adapter(model, guidance_scale=5.0).scores(model, found).log_probs
         assert (plain - guided).abs().max() > 0.1
 
-    def test_cold_sampling_is_greedy_generation(
-        self, model: JanusForConditionalGeneration
-    ) -> None:
+    def test_cold_sampling_is_greedy_generation(self, model: JanusForConditionalGeneration) -> None:
         """At temperature 1e-4 the codes are those of transformers' own greedy generation."""
         adapter = build_adapter(model, guidance_scale=3.0, temperature=1e-4)
         found = sampled(adapter, model, group=1)
@@ -253,6 +251,17 @@ class TestScoring:
         found.mask[:, 2:] = False
         scores = adapter.scores(model, found).log_probs
         assert bool((scores[:, 2:] == 0).all()) and bool((scores[:, :2] < 0).all())
+
+    def test_description_follows_what_scores_depend_on(
+        self, model: JanusForConditionalGeneration
+    ) -> None:
+        told = {
+            build_adapter(model, guidance_scale=w, temperature=t, guided_log_probs=g).describe()
+            for w in (1.0, 2.0)
+            for t in (0.7, 1.0)
+            for g in (True, False)
+        }
+        assert len(told) == 8
 
     def test_subset_of_rows(self, model: JanusForConditionalGeneration) -> None:
         adapter = build_adapter(model)
@@ -432,6 +441,31 @@ class TestPolicy:
         adapter.scores(model, sampled(adapter, model)).log_probs.sum().backward()
         for name, parameter in model.named_parameters():
             assert parameter.requires_grad == (parameter.grad is not None), name
+
+    def test_checkpointed_activations_give_the_same_gradient(self, folder: Path) -> None:
+        """The layers' MLPs run twice (forward, and again in the backward pass) instead of once."""
+        gradients, calls = [], []
+        for recompute in (False, True):
+            torch.manual_seed(3)
+            spec = ARImagePolicy(
+                model=str(folder), lora=LoRA(rank=2), gradient_checkpointing=recompute
+            )
+            policy = spec.load()
+            with torch.no_grad():
+                for name, parameter in policy.trainable().items():
+                    if "lora_B" in name:
+                        parameter.normal_()
+            count: list[int] = []
+            layer = policy.model.model.language_model.layers[0].mlp
+            layer.register_forward_pre_hook(lambda *_, seen=count: seen.append(1))
+            found = policy.adapter.encode(PROMPTS[:1], [[picture()]], generators=keys(1))
+            policy.scores(found).log_probs.sum().backward()
+            gradients.append({k: p.grad for k, p in policy.trainable().items()})
+            calls.append(len(count))
+            assert not any(module.training for module in policy.model.modules())
+        assert calls == [1, 2]
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(gradients[1][name], gradient)
 
     def test_shipped_in_half_precision(self, folder: Path) -> None:
         """Scores are float32, and bfloat16 weights change them little."""

@@ -203,7 +203,7 @@ def main(out: Path) -> None:
     tokenizer = build_tokenizer()
     processor, model = build_processor(tokenizer), build_model(tokenizer)
     model.generation_config = generation_config(tokenizer)
-    codes_done = train_codebook(model.model.vqmodel)
+    named, painted = train_codebook(model.model.vqmodel)
     kept = fidelity(model.model.vqmodel)
     print(kept, flush=True)
     done = train_to_draw(model, processor)
@@ -225,14 +225,14 @@ def main(out: Path) -> None:
         facts={
             "architecture": "JanusForConditionalGeneration",
             "parameters": count,
-            "codes": f"{codes_done.steps} steps of pictures of random scenes, "
-            f"{codes_done.seconds:.0f} s",
+            "codes": f"{named.steps} steps, then {painted.steps} of the decoder alone, on pictures "
+            f"of random scenes; {named.seconds + painted.seconds:.0f} s",
             **kept,
             "data": f"task draw, training split, {DEMONSTRATIONS} demonstrations, {BATCH} a step",
             "corruption rate": CORRUPTION,
             "caption dropout": CAPTION_DROPOUT,
             "steps": done.steps,
-            "seconds on one core": done.seconds,
+            "seconds, on a part of a core": done.seconds,
             "seed": SEED,
             "final loss (nats a code)": done.loss,
             **measured,

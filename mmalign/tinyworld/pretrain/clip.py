@@ -175,7 +175,7 @@ def main(out: Path) -> None:
             "data": f"training split; {BATCH} fresh pictures and texts a step (60 % drawing "
             "prompts, 40 % full captions), a one-change picture of each among the negatives",
             "steps": done.steps,
-            "seconds on one core": done.seconds,
+            "seconds, on a part of a core": done.seconds,
             "seed": SEED,
             "final loss (nats)": done.loss,
             **measured,

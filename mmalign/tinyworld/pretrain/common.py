@@ -24,7 +24,7 @@ class Fit:
 
     Attributes:
         steps: Optimiser steps taken.
-        seconds: Wall-clock time.
+        seconds: Processor time.
         loss: Mean loss of the last tenth of the steps.
     """
 
@@ -62,8 +62,9 @@ def fit(
         warmup: Steps of the linear warm-up.
         weight_decay: AdamW's.
         max_grad_norm: Gradients are clipped to this norm.
-        seconds: Time budget. The cosine follows whichever of steps and time is further along, so
-            that the rate reaches 0 when either is spent.
+        seconds: Budget of processor time, which other programs do not use up. The cosine follows
+            whichever of steps and time is further along, so that the rate reaches 0 when either is
+            spent.
 
     Returns:
         What happened.
@@ -72,9 +73,9 @@ def fit(
     optimizer = torch.optim.AdamW(
         trained, lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay
     )
-    start, losses, step = time.monotonic(), [], 0
+    start, losses, step = time.process_time(), [], 0
     for step in range(1, steps + 1):
-        elapsed = time.monotonic() - start
+        elapsed = time.process_time() - start
         progress = min(1.0, max((step - 1) / steps, elapsed / seconds))
         rate = learning_rate * min(1.0, step / warmup) * 0.5 * (1 + math.cos(math.pi * progress))
         for group in optimizer.param_groups:
@@ -88,11 +89,11 @@ def fit(
         if not math.isfinite(losses[-1]):
             raise FloatingPointError(f"{name}: the loss is {losses[-1]} at step {step}")
         if step % 50 == 0 or step == steps:
-            _progress(name, step, steps, losses, time.monotonic() - start, seconds)
+            _progress(name, step, steps, losses, time.process_time() - start, seconds)
         if progress >= 1.0:
             break
     tail = losses[-max(1, len(losses) // 10) :]
-    return Fit(steps=step, seconds=time.monotonic() - start, loss=sum(tail) / len(tail))
+    return Fit(steps=step, seconds=time.process_time() - start, loss=sum(tail) / len(tail))
 
 
 def _progress(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from mmalign.rng import generator
-from mmalign.tinyworld.pretrain.common import fit, num_parameters, prepare, write_card
+from mmalign.tinyworld.pretrain.common import Fit, fit, num_parameters, prepare, write_card
 from mmalign.tinyworld.pretrain.drawing import (
     CORRUPTION,
     DEMONSTRATIONS,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
 
 SEED = 13
-SECONDS = 1400.0
+SECONDS = 700.0
 STEPS = 8000
 BATCH = 64
 WIDTH = 128
@@ -105,8 +105,12 @@ def main(out: Path) -> None:
         text_encoder_3=None,
         tokenizer_3=None,
     )
+    _finish(pipe, out, done)
+
+
+def _finish(pipe: Any, out: Path, done: Fit) -> None:
     # Without a T5 there is nothing to pad, hence no filler tokens either.
-    scores = sweep(pipe, SETTINGS, max_sequence_length=0)
+    scores = sweep(pipe, SETTINGS, {"max_sequence_length": 0})
     save_pipeline(pipe, out)
     write_card(
         out,
@@ -120,7 +124,7 @@ def main(out: Path) -> None:
             "with `max_sequence_length=0`."
         ),
         facts={
-            "parameters of the transformer": num_parameters(transformer),
+            "parameters of the transformer": num_parameters(pipe.transformer),
             "data": f"{DEMONSTRATIONS} demonstrations of the task draw (training prompts)",
             "corruption rate": CORRUPTION,
             "steps": f"{done.steps} of {BATCH}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,14 @@ from transformers import (
 
 from mmalign.tinyworld.language import caption
 from mmalign.tinyworld.pretrain.answers import answer_loss, rows, tokenise, turn
-from mmalign.tinyworld.pretrain.common import fit, num_parameters, prepare, save_half, write_card
+from mmalign.tinyworld.pretrain.common import (
+    Fit,
+    fit,
+    num_parameters,
+    prepare,
+    save_half,
+    write_card,
+)
 from mmalign.tinyworld.pretrain.text import generation_config, language_config
 from mmalign.tinyworld.questions import ask, ask_across
 from mmalign.tinyworld.render import render
@@ -186,7 +193,7 @@ def heldout_score(
     inputs = processor(images=pictures, text=text, padding=True, return_tensors="pt")
     torch.manual_seed(SEED)
     ids = model.eval().generate(
-        **inputs, do_sample=not greedy, top_k=0, max_new_tokens=MAX_NEW_TOKENS
+        **inputs, do_sample=not greedy, top_k=None if greedy else 0, max_new_tokens=MAX_NEW_TOKENS
     )
     answers = ids[:, inputs["input_ids"].shape[1] :]
     texts = processor.batch_decode(answers, skip_special_tokens=True)
@@ -232,7 +239,17 @@ def main(out: Path) -> None:
         for name in JUDGED
         for how in ("temperature 1", "greedy")
     }
-    print(measured)
+    write(out, model, processor, done, measured)
+
+
+def write(
+    out: Path,
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    done: Fit,
+    measured: Mapping[str, float],
+) -> None:
+    """Write the model in half precision, its processor and its card."""
     count = num_parameters(model)
     processor.save_pretrained(str(out))
     save_half(model, out)

@@ -9,7 +9,7 @@ are learned in minutes on one core.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +21,7 @@ from mmalign.rng import generator
 from mmalign.tinyworld.detect import detect
 from mmalign.tinyworld.pretrain.common import Fit, fit
 from mmalign.tinyworld.pretrain.vae import draw_scenes, to_unit
-from mmalign.tinyworld.render import render
+from mmalign.tinyworld.render import BACKGROUND, render
 from mmalign.tinyworld.scenes import Scene
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from transformers.models.janus.modeling_janus import JanusVQVAE
 
 SEED = 21
-STEPS = 1500
 SECONDS = 420.0
+STEPS = {"codes": 1500, "painter": 3000}
 BATCH = 16
 PICTURES = 12_000
 LEARNING_RATE = 2e-3
@@ -38,6 +38,7 @@ PATCH = 8
 NUM_PATCHES = 97
 # Sharpness of the encoder's choice among the codes, whose vectors have length one.
 SCALE = 16.0
+INK_WEIGHT = 4.0
 
 
 def plain_pictures(scenes: Sequence[Scene]) -> Tensor:
@@ -54,41 +55,73 @@ def name_patches(pictures: Tensor) -> Tensor:
     return names.view(size, -1)
 
 
-def train_codebook(vq: JanusVQVAE) -> Fit:
-    """Fit encoder, codes and decoder to pictures of random scenes."""
+def train_codebook(vq: JanusVQVAE) -> tuple[Fit, Fit]:
+    """Fit encoder, codes and decoder to pictures of random scenes; then the decoder alone."""
     scenes, pictures = draw_scenes(PICTURES, seed="codes/train")
     plain = plain_pictures(scenes)
     names = name_patches(plain)
-    noise = generator(SEED, "codes")
-    codes = vq.quantize.embedding
+    named = _fit_codes(vq, pictures, plain, names)
+    painted = fit_painter(vq, plain, names)
+    vq.eval().requires_grad_(False)
+    return named, painted
+
+
+def _fit_codes(vq: JanusVQVAE, pictures: Tensor, plain: Tensor, names: Tensor) -> Fit:
+    codes, noise = vq.quantize.embedding, generator(SEED, "codes")
 
     def loss_of(step: int) -> Tensor:
         index = torch.randint(len(pictures), (BATCH,), generator=noise)
         vectors = normalize(codes.weight, dim=-1)
         with torch.autocast("cpu", torch.bfloat16):
             seen = vq.quant_conv(vq.encoder(to_unit(pictures[index])))
-            decoded = vq.decoder(
-                vq.post_quant_conv(vectors[names[index]].view(BATCH, 4, 4, -1).permute(0, 3, 1, 2))
-            )
+            decoded = paint(vq, vectors[names[index]])
         seen = normalize(seen.float().flatten(2).transpose(1, 2), dim=-1)
         logits = SCALE * seen @ vectors.T
         wanted = to_unit(plain[index])
-        painted = mse_loss(decoded.float(), wanted) + l1_loss(decoded.float(), wanted)
-        return painted + 0.2 * cross_entropy(logits.flatten(0, 1), names[index].flatten())
+        error = mse_loss(decoded.float(), wanted) + l1_loss(decoded.float(), wanted)
+        return error + 0.2 * cross_entropy(logits.flatten(0, 1), names[index].flatten())
 
-    done = fit(
+    done = _fit(vq, loss_of, name="codes")
+    # The nearest code is then the one with the largest inner product, as in training.
+    codes.weight.data = normalize(codes.weight.data, dim=-1)
+    return done
+
+
+def fit_painter(vq: JanusVQVAE, plain: Tensor, names: Tensor) -> Fit:
+    """Fit the decoder alone; what is drawn weighs more than the ground around it."""
+    vq.requires_grad_(False)
+    for part in (vq.post_quant_conv, vq.decoder):
+        part.requires_grad_(True)
+    noise = generator(SEED, "painter")
+
+    def loss_of(step: int) -> Tensor:
+        index = torch.randint(len(plain), (BATCH,), generator=noise)
+        wanted = to_unit(plain[index])
+        drawn = (plain[index] != BACKGROUND[0]).any(-1, keepdim=True).permute(0, 3, 1, 2)
+        with torch.autocast("cpu", torch.bfloat16):
+            decoded = paint(vq, vq.quantize.embedding.weight[names[index]])
+        error = decoded.float() - wanted
+        return ((1.0 + INK_WEIGHT * drawn) * (error.abs() + error**2)).mean()
+
+    return _fit(vq, loss_of, name="painter")
+
+
+def _fit(vq: JanusVQVAE, loss_of: Callable[[int], Tensor], *, name: str) -> Fit:
+    return fit(
         vq.parameters(),
         loss_of,
-        name="codes",
-        steps=STEPS,
+        name=name,
+        steps=STEPS[name],
         learning_rate=LEARNING_RATE,
         seconds=SECONDS,
         weight_decay=0.0,
     )
-    # The nearest code is then the one with the largest inner product, as in training.
-    codes.weight.data = normalize(codes.weight.data, dim=-1)
-    vq.eval().requires_grad_(False)
-    return done
+
+
+def paint(vq: JanusVQVAE, vectors: Tensor) -> Tensor:
+    """Code vectors ``[B, 16, D]`` to pixels ``[B, 3, 32, 32]``."""
+    grid = vectors.view(len(vectors), *vq.quantize.quant_state_dims, -1)
+    return vq.decoder(vq.post_quant_conv(grid.permute(0, 3, 1, 2)))
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
 SEED = 10
-STEPS = 700
+STEPS = 350
 BATCH = 96
 PROMPTS = 8_000
 NUM_LAYERS = 3
@@ -131,7 +131,7 @@ def _field_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _labels(requirement: Requirement) -> Tensor:
-    """``[MAX_TOKENS, fields]`` class of each field at the last word of each phrase, -100 elsewhere."""
+    """``[MAX_TOKENS, fields]``: classes at the last word of each phrase, -100 elsewhere."""
     labels = torch.full((MAX_TOKENS, len(FIELDS)), -100)
     position = 0
     for number, mention in enumerate(requirement.mentions):

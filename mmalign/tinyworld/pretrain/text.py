@@ -76,7 +76,7 @@ def heldout_score(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
         do_sample=not greedy,
-        top_k=0,
+        top_k=None if greedy else 0,
         max_new_tokens=MAX_NEW_TOKENS,
     )
     answers = ids[:, inputs["input_ids"].shape[1] :]
