@@ -61,12 +61,22 @@ def check(file: str, overrides: Sequence[str]) -> None:
 @cli.command(epilog=FILES)
 @target
 @overrides
-@click.option("--num", type=click.IntRange(1), default=16, show_default=True, help="Prompts.")
-@click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="Of each.")
+@click.option(
+    "--num", type=click.IntRange(1), default=16, show_default=True, help="Prompts, at most."
+)
+@click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="For each.")
 @click.option("--prompt", "prompts", multiple=True, help="A prompt; may be repeated.")
 @click.option("--data", help="A data file whose prompts are used instead of the config's.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), default=Path("samples.jsonl"))
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Prompts at a time."
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default="samples.jsonl",
+    show_default=True,
+    help="A new .jsonl file; pictures go beside it.",
+)
 @seed_option
 def sample(
     *,

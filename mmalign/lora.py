@@ -181,9 +181,7 @@ def disable(model: nn.Module) -> None:
 def is_fresh(model: nn.Module) -> bool:
     """True where every LoRA update is exactly zero, as right after `attach`."""
     return all(
-        not torch.any(part.weight)
-        for layer in _layers(model)
-        for part in layer.lora_B.values()
+        not torch.any(part.weight) for layer in _layers(model) for part in layer.lora_B.values()
     )
 
 

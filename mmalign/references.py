@@ -63,7 +63,9 @@ class NetworkReference:
         for name, tensor in sorted(self.network.state_dict().items()):
             if self.tensors(name):
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(
+                    tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+                )
         return digest.hexdigest()
 
 

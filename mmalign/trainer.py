@@ -1,11 +1,11 @@
 """The one training loop, for every objective and every kind of model.
 
-    for batch in source:
-        reference and behaviour scores, credit            (no gradient)
-        for each update on this batch:
-            for piece in batch.microbatches(...):
-                backward(objective.loss(policy.scores(piece), piece).total / denominator)
-            clip; step; log; evaluate; checkpoint
+for batch in source:
+    reference and behaviour scores, credit            (no gradient)
+    for each update on this batch:
+        for piece in batch.microbatches(...):
+            backward(objective.loss(policy.scores(piece), piece).total / denominator)
+        clip; step; log; evaluate; checkpoint
 """
 
 from __future__ import annotations

@@ -289,25 +289,26 @@ def test_image_that_would_be_cut(here: Path, capsys: pytest.CaptureFixture[str])
     assert "more than max_prompt_length=5" in said
 
 
+@pytest.mark.slow
 def test_signal_saves_and_resume_goes_on(here: Path) -> None:
     """Told to stop, a run ends its update, saves, and exits with 4; `--resume` makes the rest."""
-    command = [sys.executable, "-m", "mmalign", "train", "run.yaml", "training.steps=60"]
+    command = [sys.executable, "-m", "mmalign", "train", "run.yaml", "training.steps=40"]
     command += ["evaluation=null", "source.batch_size=2"]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     metrics = here / "out" / "metrics.jsonl"
-    for _ in range(600):
+    for _ in range(3000):
         if metrics.exists() or running.poll() is not None:
             break
         time.sleep(0.1)
     running.terminate()
-    _, said = running.communicate(timeout=60)
+    _, said = running.communicate(timeout=300)
     assert running.returncode == cli.INTERRUPTED, said
     assert "continue with --resume" in said
     done = len(metrics.read_text().splitlines())
-    assert 0 < done < 60
+    assert 0 < done < 40
     assert call("train", *command[4:], "--resume") == 0
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    assert steps == list(range(1, 61))
+    assert steps == list(range(1, 41))
 
 
 def test_non_finite_loss(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import core_parts
 import torch
-from core_parts import EarlyLetters, rollouts, training
+from core_parts import EarlyLetters, training
 
 from mmalign import distributed
 from mmalign.objectives import DPO, GRPO
@@ -33,9 +33,7 @@ def runs(model: str, folder: Path) -> dict[str, Run]:
         every=2,
     )
     online = core_parts.online(model, folder / "online")
-    grpo = replace(
-        core_parts.grpo(model, folder / "grpo"), objective=GRPO(beta=0.1, scale="batch")
-    )
+    grpo = replace(core_parts.grpo(model, folder / "grpo"), objective=GRPO(beta=0.1, scale="batch"))
     alone = core_parts.offline(model, folder / "alone", size=5)
     parts = (replace(alone.source, batch_size=1), online.source)
     return {

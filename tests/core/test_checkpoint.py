@@ -178,9 +178,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_falls_back(
-    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damage_falls_back(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The one before is used and a warning names the file; with none left it is an error."""
     hurt, message = DAMAGES[damage]
     for step in (1, 2):

@@ -153,8 +153,9 @@ def test_a_second_lora_beside_the_first(
         assert lora.merge_name(network) == "first"
         assert not torch.equal(said(network), before)
     assert torch.equal(said(network), before) and trainable(network) == trained
-    with pytest.raises(ValueError, match=r"no LoRA named 'fourth'; .*'third'"), lora.active(
-        network, "fourth"
+    with (
+        pytest.raises(ValueError, match=r"no LoRA named 'fourth'; .*'third'"),
+        lora.active(network, "fourth"),
     ):
         pass
 
@@ -168,7 +169,7 @@ def test_a_name_that_is_also_a_module(network: LlamaForCausalLM) -> None:
 def test_a_folder_that_does_not_fit_is_refused(
     network: LlamaForCausalLM, model: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="holds no LoRA: adapter_model.safetensors is missing"):
+    with pytest.raises(ValueError, match=r"holds no LoRA: adapter_model.safetensors is missing"):
         lora.load(network, tmp_path, name="x", trainable=False)
     lora.attach(network, LORA)
     lora.save(network, tmp_path)
@@ -176,7 +177,7 @@ def test_a_folder_that_does_not_fit_is_refused(
     whole = load_file(path)
     some = dict(list(whole.items())[:-2])
     save_file(some, path)
-    with pytest.raises(ValueError, match="26 tensors and its adapter_config.json describes 28"):
+    with pytest.raises(ValueError, match=r"26 tensors and its adapter_config.json describes 28"):
         lora.load(LlamaForCausalLM.from_pretrained(model), tmp_path, name="x", trainable=False)
     save_file({**whole, "base_model.model.extra.lora_A.weight": torch.ones(1)}, path)
     with pytest.raises(ValueError, match="does not fit this model"):

@@ -25,7 +25,9 @@ from mmalign.types import Trajectory
 
 
 def policy_of(model: str, **settings: Any) -> Policy:
-    return TextPolicy(model=model, **{"lora": core_parts.LORA, "max_new_tokens": 40, **settings}).load()
+    return TextPolicy(
+        model=model, **{"lora": core_parts.LORA, "max_new_tokens": 40, **settings}
+    ).load()
 
 
 def trajectory_of(policy: Policy) -> Trajectory:
@@ -154,7 +156,9 @@ def test_what_is_no_fixed_reference_is_refused(model: str, sft: str) -> None:
         NamedLoRA(path=sft, name="policy").build(policy)
     policy.model.lm_head.weight.requires_grad_(True)
     for spec in (LoRAOff(), NamedLoRA(path=sft)):
-        with pytest.raises(ValueError, match=r"1 parameters outside the LoRA.*embed_tokens|lm_head"):
+        with pytest.raises(
+            ValueError, match=r"1 parameters outside the LoRA.*embed_tokens|lm_head"
+        ):
             spec.build(policy)
 
 
@@ -236,7 +240,9 @@ def test_another_reference_never_reads_the_store(model: str, sft: str, tmp_path:
     text = config.read_text()
     assert '"lora_alpha": 8' in text
     config.write_text(text.replace('"lora_alpha": 8', '"lora_alpha": 16'))
-    found["the same LoRA, louder"] = NamedLoRA(path=str(louder)).build(policy_of(model)).fingerprint()
+    found["the same LoRA, louder"] = (
+        NamedLoRA(path=str(louder)).build(policy_of(model)).fingerprint()
+    )
     assert len(set(found.values())) == len(found)
     trained = policy_of(model)
     reference = LoRAOff().build(trained)

@@ -22,7 +22,11 @@ def test_every_name_leads_to_settings_with_the_contract(kind: str, name: str) ->
     found = resolve(kind, name)
     assert is_dataclass(found)
     protocol = next(p for p, table_ in KINDS.items() if table_ == kind)
-    asked = [n for n in vars(protocol) if n == "__call__" or (n[0] != "_" and callable(vars(protocol)[n]))]
+    asked = [
+        n
+        for n in vars(protocol)
+        if n == "__call__" or (n[0] != "_" and callable(vars(protocol)[n]))
+    ]
     assert asked and all(callable(getattr(found, member, None)) for member in asked)
 
 

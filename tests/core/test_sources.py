@@ -242,9 +242,7 @@ def test_groups(policy: Policy) -> None:
 
 def test_two_rows_with_one_text_are_two_groups(policy: Policy) -> None:
     """Groups are formed by position: five times the same question are five groups."""
-    spec = Rollouts(
-        data=Rows(text="same"), reward=EarlyLetters(), num_generations=2, batch_size=5
-    )
+    spec = Rollouts(data=Rows(text="same"), reward=EarlyLetters(), num_generations=2, batch_size=5)
     (batch,) = drawn(spec.build(policy, seed=SEED), 1)
     assert batch.group.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert len(set(batch.trajectory.stepwise["noise"].flatten().tolist())) == 5
@@ -266,7 +264,9 @@ def test_a_mixture(model: str) -> None:
 
 
 def test_a_mixture_of_what_is_not_paired_is_refused(policy: Policy) -> None:
-    with pytest.raises(ValueError, match="must pair their rows: give each rollouts part a selector"):
+    with pytest.raises(
+        ValueError, match="must pair their rows: give each rollouts part a selector"
+    ):
         drawn(SPECS["mixed"].build(policy, seed=SEED), 1)
 
 

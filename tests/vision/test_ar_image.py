@@ -16,6 +16,7 @@ from mmalign import lora as loras
 from mmalign.lora import LoRA
 from mmalign.policy import Policy
 from mmalign.rng import generator
+from mmalign.tinyworld.tasks import TASKS
 from mmalign.tokens import inverse_cdf_sample
 from mmalign.types import Prompt, Trajectory
 from mmalign.vision import ARImageAdapter, ARImagePolicy, CodeSampling
@@ -473,3 +474,18 @@ class TestPolicy:
         half = recorded_scores(ARImagePolicy(model=str(folder), dtype="bfloat16").load())
         assert half.dtype == torch.float32
         assert (half - exact).abs().mean() < 0.2
+
+
+class TestShipped:
+    """The small Janus that comes with the package."""
+
+    def test_draws_what_it_is_asked_for(self) -> None:
+        """Competent and improvable; and a picture's codes survive being painted and read again."""
+        policy = ARImagePolicy().load()
+        prompts = TASKS["draw"].prompts(split="heldout", size=64, seed=3)
+        found = policy.sample(prompts, group_size=1, generators=keys(64))
+        score = TASKS["draw"].judge(prompts, [p for p in found.outputs if p is not None]).mean()
+        assert 0.4 < score < 0.9
+        again = policy.adapter.encode(prompts, [[p] for p in found.outputs], generators=keys(64))
+        same = again.stepwise["token"] == found.stepwise["token"]
+        assert same.float().mean() > 0.97

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SEED = 31
-STEPS = 2500
-SECONDS = 1080.0
+STEPS = 600
+SECONDS = 600.0
 BATCH = 64
 LEARNING_RATE = 2e-3
 CONTEXT = 44
@@ -175,7 +175,7 @@ def main(out: Path) -> None:
             "data": f"training split; {BATCH} fresh pictures and texts a step (60 % drawing "
             "prompts, 40 % full captions), a one-change picture of each among the negatives",
             "steps": done.steps,
-            "seconds, on a part of a core": done.seconds,
+            "seconds on one core": done.seconds,
             "seed": SEED,
             "final loss (nats)": done.loss,
             **measured,

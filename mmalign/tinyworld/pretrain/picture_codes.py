@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SEED = 21
 SECONDS = 420.0
-STEPS = {"codes": 1500, "painter": 3000}
+STEPS = {"codes": 420, "painter": 920}
 BATCH = 16
 PICTURES = 12_000
 LEARNING_RATE = 2e-3

@@ -1,0 +1,120 @@
+"""Every shipped config runs, and resumes to the bit after a crash in the middle of an update."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmalign import checkpoint, config
+from mmalign.locate import configs
+from mmalign.log import TIMING, RunFolder
+from mmalign.run import Run
+from mmalign.trainer import Trainer
+
+FILES = sorted(configs().rglob("*.yaml"))
+STEPS = 3
+SMALL = {"batch_size": 3, "num_generations": 3, "size": 16, "rows_per_forward": 16}
+"""What is made smaller wherever a setting of that name is a number."""
+
+
+class Crash(Exception):
+    """The machine went away."""
+
+
+def shrunk(settings: Any) -> Any:
+    """The same tree of settings with smaller batches and data."""
+    if isinstance(settings, tuple):
+        return tuple(shrunk(s) for s in settings)
+    if not is_dataclass(settings) or isinstance(settings, type):
+        return settings
+    changes: dict[str, Any] = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        changes[field.name] = (
+            min(value, SMALL[field.name])
+            if field.name in SMALL and isinstance(value, int)
+            else shrunk(value)
+        )
+    if type(settings).__name__ in ("DiffusionPolicy", "FlowPolicy"):
+        changes["steps"] = 4
+    return replace(settings, **changes)
+
+
+def small_run(file: Path, output: Path) -> Run:
+    """A few small updates of a shipped config, each accumulated over several pieces."""
+    run: Run = shrunk(config.load(file))
+    training = replace(
+        run.training,
+        steps=STEPS,
+        checkpoint_every=1,
+        rows_per_microbatch=2,
+        keep_checkpoints=STEPS,
+        log_every=1,
+        warmup_steps=0,
+        schedule="constant",
+    )
+    return replace(run, training=training, evaluation=None, output=str(output))
+
+
+def crash_in_update(trainer: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``trainer`` die once a part of the gradient of update ``step + 1`` is accumulated."""
+    backward = trainer.accelerator.backward
+
+    def dying(loss: torch.Tensor) -> None:
+        backward(loss)
+        if trainer.progress.step == step:
+            raise Crash
+
+    monkeypatch.setattr(trainer.accelerator, "backward", dying)
+
+
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    """What was logged, timings apart."""
+    lines = RunFolder(folder).read("metrics.jsonl")
+    return [{k: v for k, v in x.items() if not k.startswith(TIMING)} for x in lines]
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights and optimizer of the newest checkpoint."""
+    found = checkpoint.latest(folder / "checkpoints")
+    assert found is not None and found.step == STEPS
+    return {
+        f"{part} {name}": tensor
+        for part in ("policy", "optimizer")
+        for name, tensor in found.tensors(part).items()
+    }
+
+
+def test_there_are_configs_for_every_kind_of_model() -> None:
+    """Five kinds of model, each with dpo, online dpo, grpo and ppo where they make sense."""
+    assert len(FILES) >= 16
+    policies = {type(config.load(file).policy).__name__ for file in FILES}
+    assert policies == {
+        "TextPolicy", "LVLMPolicy", "ARImagePolicy", "DiffusionPolicy", "FlowPolicy",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES, ids=[f.relative_to(configs()).as_posix() for f in FILES])
+def test_a_crash_leaves_no_trace(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three updates in one go equal two, a crash inside the third, and the rest after a restart."""
+    small_run(file, tmp_path / "whole").train()
+
+    broken = small_run(file, tmp_path / "broken").build()
+    crash_in_update(broken, STEPS - 1, monkeypatch)
+    with pytest.raises(Crash):
+        broken.train()
+    small_run(file, tmp_path / "broken").train(resume=True)
+
+    assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "broken")
+    whole, resumed = state_of(tmp_path / "whole"), state_of(tmp_path / "broken")
+    assert whole.keys() == resumed.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+    assert any((tmp_path / "broken" / "model").iterdir())
