@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,8 @@ from mmalign.text.ids import answer_ids, prompt_ids
 from mmalign.text.rows import left_padded, right_padded, side_by_side
 from mmalign.text.scoring import padded_steps, score_rows
 from mmalign.types import Output, Prompt, Scores, Trajectory
+
+logger = logging.getLogger(__name__)
 
 
 class CausalAdapter:
@@ -166,6 +169,13 @@ def recorded(
         if any(token in sampling.banned for token in found):
             raise ValueError(f"row {row}: an answer must not contain image tokens: {output[:60]!r}")
         ids.append(found)
+    cut = [row for row, found in enumerate(ids) if found[-1] not in sampling.stop_ids]
+    if cut:
+        logger.warning(
+            "%d of %d recorded answers are longer than max_new_tokens=%d; their first tokens are "
+            "scored, without an end token (first such row of the batch: %d)",
+            len(cut), len(ids), sampling.max_new_tokens, cut[0],
+        )  # fmt: skip
     lengths = torch.tensor([len(found) for found in ids])
     tokens = right_padded(ids)
     return Trajectory(

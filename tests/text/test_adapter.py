@@ -73,9 +73,10 @@ def test_the_end_token_is_scored_also_where_it_is_the_padding(prompts):
     assert model.lm_head.weight.grad.abs().sum() > 0
 
 
-def test_a_cut_answer_has_no_end_token(model, words, prompts):
+def test_a_cut_answer_has_no_end_token_and_is_told(model, words, prompts, caplog):
     adapter = adapter_of(model, words, max_new_tokens=3)
     trajectory = adapter.encode(prompts[:1], [["one two", "one two three"]], generators=[])
+    assert "1 of 2 recorded answers are longer than max_new_tokens=3" in caplog.text
     assert trajectory.stepwise["token"][0, 2] == words.eos_token_id
     assert trajectory.mask.all()
     assert words.eos_token_id not in trajectory.stepwise["token"][1]
