@@ -22,8 +22,8 @@ from mmalign.locate import configs
 RUNS: Mapping[str, str] = {
     "lvlm": "vision/lvlm_online_dpo.yaml",
     "ar_image": "vision/ar_online_dpo.yaml",
-    "diffusion": "diffusion/diffusion_online_dpo.yaml",
-    "flow": "diffusion/flow_online_dpo.yaml",
+    "diffusion": "diffusion/diffusion_dpo.yaml",
+    "flow": "diffusion/flow_dpo.yaml",
     "text": "text/online_dpo.yaml",
 }
 """Longest first, so that the two workers finish together."""

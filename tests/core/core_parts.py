@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -156,7 +157,10 @@ def trace(output: str | Path) -> list[dict[str, Any]]:
 
 
 def forked(body: Callable[[], int]) -> int:
-    """Run ``body`` in a copy of this process; its number. ``body``'s result is the exit code."""
+    """Run ``body`` in a copy of this process; its number. ``body``'s result is the exit code.
+
+    For plain file operations only: threads, and the locks they hold, do not survive a fork.
+    """
     process = os.fork()
     if process:
         return process
@@ -170,8 +174,19 @@ def forked(body: Callable[[], int]) -> int:
 
 
 def exit_code(process: int) -> int:
-    """Wait for a forked process: its exit code, or minus the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    """Wait for a forked process: its exit code, or minus the signal that ended it.
+
+    One that does not end within a minute is killed: a fork that hangs must fail, not hang us.
+    """
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(process, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    raise TimeoutError(f"the forked process {process} did not end")
 
 
 def stop_after(trainer: Trainer, step: int) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import core_parts
+import core_worker
 import pytest
 import torch
-from core_parts import exit_code, forked, offline, same, stop_after, tensors_of, trace, training
+from core_parts import offline, same, stop_after, tensors_of, trace, training
 
 from mmalign.run import Run
 from mmalign.sources import Mixed
@@ -119,25 +123,39 @@ def test_crash_inside_an_accumulation(kind: str, model: str, tmp_path: Path) -> 
     assert trace(run.output) == trace(whole.output)
 
 
-def test_killed_inside_an_accumulation(model: str, tmp_path: Path) -> None:
-    """SIGKILL before the second microbatch of update 2, the sixth of all: updates have 4, 2, 4."""
-    run = training(offline(model, tmp_path / "run"), rows_per_microbatch=2, checkpoint_every=1)
+@pytest.fixture(scope="module")
+def workers(
+    model: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, tuple[Path, subprocess.Popen[str]]]]:
+    """The two processes of `core_worker`, side by side, and the folders of their runs."""
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent.parent), os.environ.get("PYTHONPATH", "")]
+    found = {}
+    for how in ("killed", "told"):
+        folder = tmp_path_factory.mktemp(how) / "run"
+        command = [sys.executable, str(here / "core_worker.py"), model, str(folder), how]
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        )
+        found[how] = (folder, process)
+    yield found
+    for _, process in found.values():
+        process.kill()
+        process.wait()
 
-    def body() -> int:
-        trainer, seen = run.build(), [0]
 
-        def kill(_module: Any, _inputs: Any) -> None:
-            # Scoring with gradient is what a microbatch does; reference scores have none.
-            seen[0] += int(torch.is_grad_enabled())
-            if seen[0] == 6:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        trainer.policy.scorer.register_forward_pre_hook(kill)
-        trainer.train()
-        return 0
-
-    assert exit_code(forked(body)) == -signal.SIGKILL
-    assert [line["step"] for line in trace(run.output)] == [1]
+@pytest.mark.slow
+def test_killed_inside_an_accumulation(workers: Any, model: str, tmp_path: Path) -> None:
+    """SIGKILL before the second microbatch of update 2: the run continues from update 1."""
+    folder, process = workers["killed"]
+    process.communicate(timeout=240)
+    assert process.returncode == -signal.SIGKILL
+    assert [line["step"] for line in trace(folder)] == [1]
+    run = core_worker.run_of(model, folder, "killed")
     whole = to(run, tmp_path / "whole")
     expected = trained(whole)
     again = run.build()
@@ -146,42 +164,22 @@ def test_killed_inside_an_accumulation(model: str, tmp_path: Path) -> None:
     assert trace(run.output) == trace(whole.output)
 
 
-def test_told_to_stop(model: str, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_told_to_stop(workers: Any, model: str, tmp_path: Path) -> None:
     """SIGTERM from outside: the process saves, says so and how to continue, and ends by itself."""
-    run = training(core_parts.online(model, tmp_path / "run"), steps=100_000)
-    reading, writing = os.pipe()
-
-    def body() -> int:
-        trainer = run.build()
-        update = trainer.update
-
-        def announced(batch: Any) -> dict[str, float]:
-            os.write(writing, f"{trainer.progress.step}\n".encode())
-            return update(batch)
-
-        trainer.update = announced  # type: ignore[method-assign]
-        try:
-            trainer.train()
-        except Interrupted as stopped:
-            os.write(writing, str(stopped).encode())
-            return 3
-        return 0
-
-    process = forked(body)
-    os.close(writing)
-    with os.fdopen(reading) as told:
-        for line in told:
-            if line.strip() == "2":
-                os.kill(process, signal.SIGTERM)
-                break
-        rest = told.read()
-    assert exit_code(process) == 3
+    folder, process = workers["told"]
+    for line in process.stdout:
+        if line.strip() == "2":
+            process.send_signal(signal.SIGTERM)
+            break
+    rest, _ = process.communicate(timeout=240)
+    assert process.returncode == 3
     found = re.search(r"stopped after update (\d+) of 100000; .* continue with --resume", rest)
     assert found is not None, rest
-    short = training(run, steps=int(found[1]) + 1)
-    whole = to(short, tmp_path / "whole")
+    run = training(core_worker.run_of(model, folder, "told"), steps=int(found[1]) + 1)
+    whole = to(run, tmp_path / "whole")
     expected = trained(whole)
-    again = short.build()
+    again = run.build()
     again.train(resume=True)
     assert same(tensors_of(again), tensors_of(expected))
     assert trace(run.output) == trace(whole.output)

@@ -33,7 +33,7 @@ SEED = 12
 SECONDS = 800.0
 STEPS = 6000
 BATCH = 64
-SETTINGS = ((10, 1.0), (10, 2.0), (10, 4.0), (8, 1.0), (20, 1.0))
+SETTINGS = ((10, 1.0), (10, 1.5), (10, 2.0), (20, 1.5))
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -118,7 +118,7 @@ def main(out: Path) -> None:
             "parameters of the UNet": num_parameters(unet),
             "data": f"{DEMONSTRATIONS} demonstrations of the task draw (training prompts)",
             "corruption rate": CORRUPTION,
-            "steps": f"{done.steps} of {BATCH}",
+            "steps": f"{done.steps} of {BATCH} pictures",
             "seed": SEED,
             "seconds on one core": round(done.seconds),
             "final loss (v)": done.loss,

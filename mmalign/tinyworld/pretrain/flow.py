@@ -34,7 +34,7 @@ SECONDS = 700.0
 STEPS = 8000
 BATCH = 64
 WIDTH = 128
-SETTINGS = ((10, 1.0), (10, 2.0), (10, 4.0), (8, 1.0), (20, 1.0))
+SETTINGS = ((10, 1.0), (10, 1.5), (10, 2.0), (20, 1.5))
 
 
 def build_transformer() -> SD3Transformer2DModel:
@@ -127,7 +127,7 @@ def _finish(pipe: Any, out: Path, done: Fit) -> None:
             "parameters of the transformer": num_parameters(pipe.transformer),
             "data": f"{DEMONSTRATIONS} demonstrations of the task draw (training prompts)",
             "corruption rate": CORRUPTION,
-            "steps": f"{done.steps} of {BATCH}",
+            "steps": f"{done.steps} of {BATCH} pictures",
             "seed": SEED,
             "seconds on one core": round(done.seconds),
             "final loss (velocity)": done.loss,
