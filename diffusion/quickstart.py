@@ -1,6 +1,6 @@
 """Align a small Stable Diffusion that draws wrong pictures, judge it, and load it with diffusers.
 
-python diffusion/quickstart.py [--steps 20] [--output runs/diffusion_quickstart]
+python diffusion/quickstart.py [--steps 60] [--output runs/diffusion_quickstart]
 """
 
 import argparse
@@ -10,13 +10,10 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 
 from mmalign.diffusion import DiffusionPolicy
-from mmalign.locate import locate
-from mmalign.lora import LoRA
 from mmalign.objectives import DPO
 from mmalign.rng import generator
 from mmalign.run import Evaluation, Run, Training
-from mmalign.selectors import BestWorst
-from mmalign.sources import Rollouts
+from mmalign.sources import Preferences
 from mmalign.tinyworld.data import TaskJudge, TinyWorld
 
 
@@ -31,19 +28,13 @@ def main(steps: int, output: str) -> float:
             guidance_scale=1.0,
             draws=4,
             timestep_range=(0.2, 1.0),
-            lora=LoRA(rank=32, alpha=64),
         ),
         # The same object as for text; here it is Diffusion-DPO.
-        objective=DPO(beta=500.0),
-        # Where pairs come from: four pictures a prompt, the best and the worst of them.
-        source=Rollouts(
-            data=TinyWorld(task="draw", size=4000, seed=1),
-            reward=TaskJudge(partial=True),
-            num_generations=4,
-            batch_size=24,
-            selector=BestWorst(),
-        ),
-        training=Training(steps=steps, learning_rate=1e-3, warmup_steps=2, schedule="cosine"),
+        objective=DPO(beta=200.0),
+        # Where pairs come from: recorded pictures, one right and one wrong. `Rollouts` in its place
+        # makes it online DPO.
+        source=Preferences(data=TinyWorld(task="draw", size=4000, seed=1), batch_size=32),
+        training=Training(steps=steps, learning_rate=2e-4, warmup_steps=4, schedule="cosine"),
         evaluation=Evaluation(data=heldout, judges={"exact": TaskJudge()}),
         output=output,
     )
@@ -53,9 +44,8 @@ def main(steps: int, output: str) -> float:
     before, after = (json.loads(lines[i])["judge"]["exact"] for i in (0, -1))
     print(f"exact judge: {before['mean']:.3f} -> {after['mean']:.3f}")
 
-    # What came out is diffusers' own layout.
-    pipe = DiffusionPipeline.from_pretrained(locate("tinyworld/diffusion"))
-    pipe.load_lora_weights(str(folder))
+    # What came out is a pipeline of diffusers (with `lora=LoRA()` above: `load_lora_weights`).
+    pipe = DiffusionPipeline.from_pretrained(str(folder))
     image = pipe(
         ["a red circle and a blue square"],
         num_inference_steps=10,
@@ -68,6 +58,6 @@ def main(steps: int, output: str) -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--output", default="runs/diffusion_quickstart")
     main(**vars(parser.parse_args()))

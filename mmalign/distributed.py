@@ -24,6 +24,7 @@ def all_gather(value: Tensor) -> Tensor:
     """The concatenation over ranks of a 1-D tensor whose length may differ by rank."""
     if world_size() == 1:
         return value
+    home, value = value.device, value.to(_device())
     length = torch.tensor([value.shape[0]], device=value.device)
     lengths = [torch.zeros_like(length) for _ in range(world_size())]
     dist.all_gather(lengths, length)
@@ -32,16 +33,23 @@ def all_gather(value: Tensor) -> Tensor:
     padded[: value.shape[0]] = value
     parts = [torch.zeros_like(padded) for _ in range(world_size())]
     dist.all_gather(parts, padded)
-    return torch.cat([p[: int(n)] for p, n in zip(parts, lengths, strict=True)])
+    return torch.cat([p[: int(n)] for p, n in zip(parts, lengths, strict=True)]).to(home)
 
 
 def all_reduce(value: Tensor) -> Tensor:
-    """The sum over ranks, in float64 on the CPU's behalf where the input is float."""
+    """The sum over ranks."""
     if world_size() == 1:
         return value
-    total = value.clone()
+    total = value.to(_device(), copy=True)
     dist.all_reduce(total)
-    return total
+    return total.to(value.device)
+
+
+def _device() -> torch.device:
+    """Where the backend wants tensors: nccl knows nothing but GPUs."""
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def barrier() -> None:

@@ -80,7 +80,8 @@ class Training:
         log_every: Updates between lines of metrics.jsonl.
         checkpoint_every: Updates between checkpoints; None for the last one only.
         keep_checkpoints: How many to keep (at least 2).
-        mixed_precision: Passed to accelerate.
+        mixed_precision: Passed to accelerate. float16 would need its loss scaled, and a skipped
+            update would leave the scale behind; use bf16.
         max_bad_updates: Stop at so many non-finite updates in a row; fewer are skipped and counted.
         trackers: accelerate trackers: "tensorboard", "wandb", "trackio".
     """
@@ -99,7 +100,7 @@ class Training:
     log_every: int = 1
     checkpoint_every: int | None = None
     keep_checkpoints: int = 2
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16"] = "no"
     max_bad_updates: int = 1
     trackers: tuple[str, ...] = ()
 

@@ -65,9 +65,9 @@ class Recipe:
 
     num_generations: int = 4
     min_margin: float = 0.2
-    steps: int = 56
+    steps: int = 40
     batch_size: int = 8
-    learning_rate: float = 2e-4
+    learning_rate: float = 5e-4
     beta: float = 0.1
     max_new_tokens: int = 40
 
@@ -173,11 +173,14 @@ def ranked_pairs(
         generators = [rng.generator(seed, "pairs", first + i) for i in range(len(asked))]
         trajectory = policy.sample(asked, group_size=size, generators=generators)
         repeated = [prompt for prompt in asked for _ in range(size)]
+        scores = judged(reward, repeated, _texts(trajectory))
+        # An answer that was cut is no example of one; what nobody judged is in no pair.
+        scores[trajectory.mask.sum(1) >= recipe.max_new_tokens] = torch.nan
         batch = select(
             Batch(
                 trajectory=trajectory,
                 group=torch.arange(len(asked)).repeat_interleave(size),
-                reward=judged(reward, repeated, _texts(trajectory)),
+                reward=scores,
                 weight=trajectory.mask.float(),
             )
         )
