@@ -1,7 +1,7 @@
 """A run: the tree of everything that defines one, in Python and in YAML alike.
 
-    Run(policy=TextPolicy(model="tinyworld/text", lora=LoRA()), objective=DPO(beta=0.1),
-        source=Preferences(data=TinyWorld(task="arithmetic"), batch_size=32)).train()
+Run(policy=TextPolicy(model="tinyworld/text", lora=LoRA()), objective=DPO(beta=0.1),
+    source=Preferences(data=TinyWorld(task="arithmetic"), batch_size=32)).train()
 """
 
 from __future__ import annotations

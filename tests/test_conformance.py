@@ -123,9 +123,7 @@ class TestAdapter:
         for key, value in first.stepwise.items():
             assert torch.equal(value, second.stepwise[key]), key
 
-    def test_a_row_knows_nothing_of_its_batch(
-        self, name: str, policies: dict[str, Policy]
-    ) -> None:
+    def test_a_row_knows_nothing_of_its_batch(self, name: str, policies: dict[str, Policy]) -> None:
         """A prompt sampled alone gives what it gives in company (float noise in latents apart)."""
         policy, case = policy_of(name, policies), ADAPTERS[name]
         together = sampled(case, policy)

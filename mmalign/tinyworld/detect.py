@@ -39,9 +39,7 @@ def _blurred(coverage: NDArray[np.float32], radius: float) -> NDArray[np.float32
 
 
 @lru_cache(maxsize=1)
-def _templates() -> tuple[
-    tuple[tuple[str, str], ...], NDArray[np.float32], NDArray[np.float32]
-]:
+def _templates() -> tuple[tuple[tuple[str, str], ...], NDArray[np.float32], NDArray[np.float32]]:
     """Every glyph at every shift and blur.
 
     Returns:

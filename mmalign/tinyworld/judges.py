@@ -39,8 +39,7 @@ def _pairs(
             )
         if not isinstance(output, wanted):
             raise ValueError(
-                f"this judge scores outputs of type {wanted.__name__}; "
-                f"got {type(output).__name__}"
+                f"this judge scores outputs of type {wanted.__name__}; got {type(output).__name__}"
             )
         pairs.append((prompt.meta[key], output))
     return pairs
@@ -63,6 +62,7 @@ class ArithmeticJudge:
     partial: bool = False
 
     def __call__(self, prompts: Sequence[Prompt], outputs: Sequence[Output]) -> torch.Tensor:
+        """``[B]`` scores in [0, 1], one a prompt and its output."""
         pairs = _pairs(prompts, outputs, "problem", str)
         return _tensor([self._score(expression, text) for expression, text in pairs])
 
@@ -132,6 +132,7 @@ class DescriptionJudge:
             )
 
     def __call__(self, prompts: Sequence[Prompt], outputs: Sequence[Output]) -> torch.Tensor:
+        """``[B]`` scores in [0, 1], one a prompt and its output."""
         return _tensor([found.score for found in self.details(prompts, outputs)])
 
     def details(
@@ -171,6 +172,7 @@ class AnswerJudge:
     """Judges short answers: 1 when the words are exactly those of meta["answer"], else 0."""
 
     def __call__(self, prompts: Sequence[Prompt], outputs: Sequence[Output]) -> torch.Tensor:
+        """``[B]`` scores in [0, 1], one a prompt and its output."""
         pairs = _pairs(prompts, outputs, "answer", str)
         return _tensor([float(answer.split() == text.split()) for answer, text in pairs])
 
@@ -189,6 +191,7 @@ class ImageJudge:
     min_iou: float = MIN_IOU
 
     def __call__(self, prompts: Sequence[Prompt], outputs: Sequence[Output]) -> torch.Tensor:
+        """``[B]`` scores in [0, 1], one a prompt and its output."""
         score = partial if self.partial else satisfied
         return _tensor(
             [

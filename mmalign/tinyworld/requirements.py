@@ -94,9 +94,7 @@ def requirement_from_dict(data: Mapping[str, Any]) -> Requirement:
 def slots(requirement: Requirement) -> tuple[Mention, ...]:
     """One mention an object: "two red circles" becomes "a red circle" twice."""
     return tuple(
-        replace(mention, count=1)
-        for mention in requirement.mentions
-        for _ in range(mention.count)
+        replace(mention, count=1) for mention in requirement.mentions for _ in range(mention.count)
     )
 
 

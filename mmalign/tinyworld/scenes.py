@@ -68,9 +68,7 @@ class Scene:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.objects) <= len(PLACES):
-            raise ValueError(
-                f"a scene holds 1 to {len(PLACES)} objects; got {len(self.objects)}"
-            )
+            raise ValueError(f"a scene holds 1 to {len(PLACES)} objects; got {len(self.objects)}")
         if len({item.place for item in self.objects}) != len(self.objects):
             raise ValueError("two objects of a scene share one place; give each its own")
         ordered = tuple(sorted(self.objects, key=lambda item: PLACES.index(item.place)))

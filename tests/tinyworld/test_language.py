@@ -237,9 +237,7 @@ def test_requirement_text_and_validation() -> None:
 
 def test_requirement_space_is_split_without_overlap() -> None:
     space = requirement_space()
-    keys = {
-        split: {item.key for rows in space[split].values() for item in rows} for split in space
-    }
+    keys = {split: {item.key for rows in space[split].values() for item in rows} for split in space}
     assert not keys["train"] & keys["heldout"]
     assert all(space[split][category] for split in space for category in CATEGORIES)
     assert len({item.text for rows in space["heldout"].values() for item in rows}) >= 256
