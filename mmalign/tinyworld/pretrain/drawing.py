@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -148,6 +149,11 @@ def save_pipeline(pipe: Any, out: Path) -> None:
     for network in _networks(pipe):
         network.half()
     pipe.save_pretrained(str(out), safe_serialization=True)
+    for path in out.rglob("config.json"):
+        # diffusers notes where a part was loaded from; that is of no use on another machine.
+        settings = json.loads(path.read_text())
+        if settings.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _networks(pipe: Any) -> list[nn.Module]:
