@@ -33,6 +33,11 @@ def build(run: Run) -> Trainer:
     reference = None
     if run.objective.needs & {"reference", "kl"}:
         reference = references.chosen(run.reference, policy, start=start).build(policy)
+    elif run.reference is not None:
+        raise ValueError(
+            f"a reference is given and {type(run.objective).__name__} with these settings reads "
+            "none; remove `reference`, or give the objective its KL term"
+        )
     if "values" in run.objective.needs:
         policy.scorer.critic = ValueHead(policy.adapter.feature_size).to(accelerator.device)
     invariants.parts_fit(

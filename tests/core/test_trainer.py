@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from mmalign.invariants import Violation
 from mmalign.lora import LoRA
 from mmalign.objectives import DPO, GRPO
+from mmalign.references import Frozen
 from mmalign.run import Run
 from mmalign.selectors import BestWorst
 from mmalign.serialise import unpack
@@ -388,3 +389,11 @@ def test_the_run_is_its_seed(model: str, tmp_path: Path) -> None:
         found[name] = tensors_of(trainer)
     assert same(found["a"], found["b"])
     assert not same(found["a"], found["c"])
+
+
+def test_a_reference_that_nothing_reads_is_refused(model: str, tmp_path: Path) -> None:
+    """GRPO without a KL term has no use for one; ignoring it would hide the mistake."""
+    run = core_parts.grpo(model, tmp_path / "run")
+    run = replace(run, objective=GRPO(beta=0.0), reference=Frozen())
+    with pytest.raises(ValueError, match="GRPO with these settings reads none"):
+        run.build()
