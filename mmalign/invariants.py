@@ -84,10 +84,18 @@ def same_at_start(log_probs: Tensor, batch: Batch, *, dtype: torch.dtype) -> Che
 
 
 def on_policy(log_probs: Tensor, batch: Batch, *, dtype: torch.dtype) -> CheckLine:
-    """What was recorded while sampling is what scoring says: the ratio is 1."""
-    assert batch.behaviour is not None
-    difference = (log_probs.detach() - batch.behaviour).abs()
-    worst = float(torch.where(batch.trajectory.mask, difference, 0.0).max())
+    """What was recorded while sampling is what scoring says: the ratio is 1.
+
+    Step by step in float32. In lower precision a single step says little, since it was computed
+    from a cache there and in one piece here; each row's mean is compared.
+    """
+    trajectory = batch.trajectory
+    recorded = batch.behaviour if trajectory.log_probs is None else trajectory.log_probs
+    assert recorded is not None
+    difference = torch.where(trajectory.mask, (log_probs.detach() - recorded).abs(), 0.0)
+    if dtype != torch.float32:
+        difference = difference.sum(1) / trajectory.mask.sum(1).clamp(min=1)
+    worst = float(difference.max())
     allowed = TOLERANCE[dtype]
     return CheckLine(
         name="ratio is 1 on-policy",
@@ -116,6 +124,32 @@ def gradient_arrives(parameters: Mapping[str, nn.Parameter]) -> CheckLine:
         ok=bool(reached),
         detail=f"{len(reached)} of {len(network)} trained tensors have a gradient",
     )
+
+
+def gradient_fits(parameters: Mapping[str, nn.Parameter]) -> CheckLine:
+    """Every gradient lies in memory as its parameter does: the fused optimizer reads them so."""
+    apart = [
+        name
+        for name, p in parameters.items()
+        if p.grad is not None and p.grad.stride() != p.stride()
+    ]
+    return CheckLine(
+        name="gradients lie in memory as their parameters",
+        ok=not apart,
+        detail=f"{len(apart)} do not ({', '.join(apart[:3])})",
+    )
+
+
+def has_signal(batch: Batch) -> bool:
+    """Whether anything in a credited batch asks the policy to move."""
+    if batch.pairs is not None:
+        return len(batch.pairs) > 0 and (
+            batch.coefficient is None or bool(torch.any(batch.coefficient != 0))
+        )
+    if batch.advantage is None:
+        return False
+    counted = batch.trajectory.mask & (batch.weight != 0)
+    return bool(torch.any(batch.advantage[counted] != 0))
 
 
 class ReferenceWatch:

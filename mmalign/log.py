@@ -6,12 +6,17 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from mmalign.checkpoint import replace_text
+import torch
 
+from mmalign.checkpoint import replace_text
+from mmalign.types import Metric
+
+Sums = dict[str, tuple[float, float]]
+"""(sum, count) by name of metric."""
 TIMING = "time/"
 """Prefix of what differs between two equal runs."""
 
@@ -72,3 +77,15 @@ class RunFolder:
             lines = [r for r in self.read(name) if r["step"] <= step]
             if (self.path / name).is_file():
                 replace_text(self.path / name, "".join(json.dumps(r) + "\n" for r in lines))
+
+
+def summed(found: Sequence[Mapping[str, Metric]]) -> Sums:
+    """The metrics of all pieces added up, in order, fetched from the device at one time."""
+    values = [value.detach() for piece in found for pair in piece.values() for value in pair]
+    numbers = iter(torch.stack([v.to(values[0].device) for v in values]).tolist())
+    sums: Sums = {}
+    for piece in found:
+        for name in piece:
+            total, count = sums.get(name, (0.0, 0.0))
+            sums[name] = (total + next(numbers), count + next(numbers))
+    return sums

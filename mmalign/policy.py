@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 
@@ -76,6 +77,7 @@ class Policy:
         self.adapter = adapter
         self.scorer = Scorer(adapter, model.eval(), critic)
         self.wrapped: nn.Module = self.scorer
+        self.autocast: Callable[[], AbstractContextManager[object]] = nullcontext
 
     @property
     def model(self) -> nn.Module:
@@ -115,10 +117,14 @@ class Policy:
         group_size: int,
         generators: Sequence[torch.Generator],
     ) -> Trajectory:
-        """``group_size`` trajectories of each prompt, with decoded outputs."""
-        return self.adapter.sample(
-            self.model, prompts, group_size=group_size, generators=generators
-        )
+        """``group_size`` trajectories of each prompt, with decoded outputs.
+
+        In the precision that the trainer scores in, so that both say the same of a sample.
+        """
+        with self.autocast():
+            return self.adapter.sample(
+                self.model, prompts, group_size=group_size, generators=generators
+            )
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training moves, by name."""

@@ -4,18 +4,44 @@ from __future__ import annotations
 
 import math
 import resource
+import sys
 import time
+from collections import Counter
+from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-from mmalign import invariants
+from mmalign import cost, invariants
+from mmalign.cost import amount, duration, size
+from mmalign.flops import FlopCounter, Product, limit_seconds, measured_peaks
 from mmalign.invariants import CheckLine
-from mmalign.trainer import Trainer, has_signal
+from mmalign.speed import Useful, useful
+from mmalign.trainer import Trainer
 from mmalign.types import Batch
 
-GIB = 2**30
-ADAM_BYTES = 8
-"""AdamW keeps two float32 moments of every trained parameter."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dry:
+    """A batch that went through everything but the optimizer.
+
+    Attributes:
+        batch: Credited.
+        useful: What it is worth.
+        drawing: Seconds that sampling or reading it took, judging included.
+        scoring: Seconds of the passes without gradient: the reference, and what else is recorded.
+        updating: Seconds of forward and backward pass.
+        before: Products of the passes without gradient.
+        during: Products of forward and backward pass.
+    """
+
+    batch: Batch
+    useful: Useful
+    drawing: float
+    scoring: float
+    updating: float
+    before: Counter[Product]
+    during: Counter[Product]
 
 
 def check(trainer: Trainer, *, batches: int = 2) -> list[CheckLine]:
@@ -33,44 +59,65 @@ def check(trainer: Trainer, *, batches: int = 2) -> list[CheckLine]:
     """
     lines = [_parameters(trainer)]
     source = iter(trainer.source)
-    seconds = []
+    found: list[Dry] = []
     for number in range(batches):
         start = time.perf_counter()
-        batch = trainer.credited(next(source))
-        lines += _one_batch(trainer, batch, number)
-        seconds.append(time.perf_counter() - start)
+        drawn = next(source)
+        drawing = time.perf_counter() - start
+        start = time.perf_counter()
+        with FlopCounter() as before:
+            batch = trainer.credited(drawn)
+        scoring = time.perf_counter() - start
+        lines.append(_found(batch, number))
+        if not invariants.has_signal(batch):
+            detail = "every group is tied: nothing would be learned from this batch"
+            lines.append(CheckLine(name="signal", ok=False, detail=detail))
+            continue
+        lines += _start(trainer, batch)
+        start = time.perf_counter()
+        with FlopCounter() as during:
+            lines += _gradient(trainer, batch)
+        found.append(
+            Dry(
+                batch=batch,
+                useful=useful(batch.trajectory, trainer.prompt_lengths(batch)),
+                drawing=drawing,
+                scoring=scoring,
+                updating=time.perf_counter() - start,
+                before=before.products,
+                during=during.products,
+            )
+        )
     trainer.optimizer.zero_grad()
-    lines.append(_memory(trainer))
-    lines.append(_duration(trainer, seconds))
+    if found:
+        lines += [*_work(trainer, found), _memory(trainer, found[-1]), _duration(trainer, found)]
     return lines
 
 
 def _parameters(trainer: Trainer) -> CheckLine:
-    total = sum(p.numel() for p in trainer.policy.model.parameters())
+    kinds = cost.parameters_of(trainer.policy.model)
     trained = sum(p.numel() for p in trainer.parameters.values())
-    return CheckLine(
-        name="parameters",
-        ok=trained > 0,
-        detail=f"{total:,} in the model, {trained:,} trained ({100 * trained / total:.2f} %)",
+    detail = (
+        f"{kinds.total:,} in the model (body {kinds.body:,}, embedding {kinds.embedding:,}, head "
+        f"{kinds.head:,}), {trained:,} trained ({100 * trained / kinds.total:.2f} %)"
     )
+    return CheckLine(name="parameters", ok=trained > 0, detail=detail)
 
 
-def _one_batch(trainer: Trainer, batch: Batch, number: int) -> list[CheckLine]:
+def _found(batch: Batch, number: int) -> CheckLine:
     steps = batch.trajectory.mask.sum(1).float()
     found = f"{len(batch)} rows, {steps.mean():.1f} steps a row (longest {int(steps.max())})"
     if batch.counters:
         found += "; " + ", ".join(f"{k} {v:g}" for k, v in sorted(batch.counters.items()))
-    lines = [CheckLine(name=f"batch {number + 1}", ok=len(batch) > 0, detail=found)]
-    if not has_signal(batch):
-        detail = "every group is tied: nothing would be learned from this batch"
-        return [*lines, CheckLine(name="signal", ok=False, detail=detail)]
-    lines += _start(trainer, batch)
+    return CheckLine(name=f"batch {number + 1}", ok=len(batch) > 0, detail=found)
+
+
+def _gradient(trainer: Trainer, batch: Batch) -> list[CheckLine]:
     trainer.optimizer.zero_grad()
     sums = trainer.backward(batch, batch.denominator)
     loss = sums["loss"][0] / batch.denominator
-    lines.append(CheckLine(name="loss", ok=math.isfinite(loss), detail=f"{loss:.6f}"))
-    lines.append(invariants.gradient_arrives(trainer.parameters))
-    return lines
+    line = CheckLine(name="loss", ok=math.isfinite(loss), detail=f"{loss:.6f}")
+    return [line, invariants.gradient_arrives(trainer.parameters)]
 
 
 @torch.no_grad()
@@ -90,24 +137,65 @@ def _start(trainer: Trainer, batch: Batch) -> list[CheckLine]:
     return lines
 
 
-def _memory(trainer: Trainer) -> CheckLine:
-    state = ADAM_BYTES * sum(p.numel() for p in trainer.parameters.values()) / GIB
+def _work(trainer: Trainer, found: list[Dry]) -> list[CheckLine]:
+    """FLOPs of an update by pass, and the least time for them on this machine."""
+    last, updates = found[-1], trainer.run.training.updates_per_batch
+    with FlopCounter() as forward:
+        trainer.own_scores(last.batch)
+    backward = last.during.total() - forward.total
+    worth = f"{last.useful.number:,.0f} useful {last.useful.unit}"
+    detail = (
+        f"{amount(forward.total, 'FLOP')} forward, {amount(backward, 'FLOP')} backward, "
+        f"{amount(last.before.total() / updates, 'FLOP')} reference and other passes without "
+        f"gradient, for {worth}"
+    )
+    lines = [CheckLine(name="work of an update", ok=True, detail=detail)]
+    peaks = measured_peaks(last.during, device=trainer.accelerator.device)
+    if not peaks:
+        return lines
+    limits = [limit_seconds(d.during + d.before, peaks) for d in found]
+    reached = [limit / (d.scoring + d.updating) for limit, d in zip(limits, found, strict=True)]
+    limit = limit_seconds(last.during, peaks) + limit_seconds(last.before, peaks) / updates
+    detail = (
+        f"{duration(limit)} an update, {last.useful.number / limit:,.0f} {last.useful.unit}/s, at "
+        f"the measured peak of {amount(max(peaks.values()), 'FLOP/s')}; the batches above reached "
+        + ", ".join(f"{100 * share:.0f} %" for share in reached)
+    )
+    return [*lines, CheckLine(name="limit", ok=True, detail=detail)]
+
+
+def _memory(trainer: Trainer, last: Dry) -> CheckLine:
+    networks: list[nn.Module] = [trainer.policy.scorer]
+    reference = getattr(trainer.reference, "inner", trainer.reference)
+    if (network := getattr(reference, "network", None)) is not None:
+        networks.append(network)
+    piece = trainer.pieces(last.batch)[0].trajectory
+    activations = cost.kept_bytes(
+        lambda: trainer.policy.scorer(piece, frozenset(), None),
+        apart_from=[*trainer.policy.scorer.parameters(), *trainer.policy.scorer.buffers()],
+    )
+    need = cost.memory(networks, trainer.parameters.values(), activations=activations)
     if trainer.accelerator.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / GIB
-        where = "of GPU memory"
+        peak, where = torch.cuda.max_memory_allocated(), "of GPU memory"
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        where = "of memory"
-    detail = f"peak so far {peak:.2f} GiB {where}; the optimizer will add {state:.2f} GiB"
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak, where = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "in all"
+    detail = (
+        f"about {size(need.total)}: weights {size(need.weights)}, gradients "
+        f"{size(need.gradients)}, optimizer {size(need.optimizer)}, activations "
+        f"{size(need.activations)} a piece; peak so far, before the optimizer's, {size(peak)} "
+        f"{where}"
+    )
     return CheckLine(name="memory", ok=True, detail=detail)
 
 
-def _duration(trainer: Trainer, seconds: list[float]) -> CheckLine:
+def _duration(trainer: Trainer, found: list[Dry]) -> CheckLine:
     """The last batch's time: the first one pays for warming up."""
-    updates = trainer.run.training.updates_per_batch
-    total = seconds[-1] / updates * trainer.run.training.steps
+    last, training = found[-1], trainer.run.training
+    update = last.updating + (last.drawing + last.scoring) / training.updates_per_batch
     detail = (
-        f"{seconds[-1]:.2f} s a batch, about {total / 60:.1f} min for "
-        f"{trainer.run.training.steps} updates, evaluations not counted"
+        f"{duration(update)} an update, {last.useful.number / update:,.0f} {last.useful.unit}/s, "
+        f"about {duration(update * training.steps)} for {training.steps} updates, evaluations not "
+        "counted"
     )
     return CheckLine(name="time", ok=True, detail=detail)

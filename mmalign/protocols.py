@@ -76,6 +76,14 @@ class Adapter(Protocol):
         """
         ...
 
+    def prompt_lengths(self, trajectory: Trajectory) -> Tensor:
+        """``[P]`` int64: how many positions the network reads of each prompt before it decides.
+
+        Tokens, those of pictures included; 0 where a prompt conditions every step without taking a
+        position of its own (denoisers).
+        """
+        ...
+
     def describe(self) -> str:
         """Every setting that scores depend on, weights apart: part of recorded scores' address."""
         ...

@@ -16,6 +16,11 @@ def take(value: Any, index: Tensor) -> Any:
     return [value[i] for i in index.tolist()]
 
 
+def lengths_of(values: Sequence[Tensor]) -> Tensor:
+    """``[P]`` int64, the length of each of P tensors ``[L_i, ...]``."""
+    return torch.tensor([len(value) for value in values], dtype=torch.int64)
+
+
 def move(value: Any, device: torch.device | str) -> Any:
     """The same value with every tensor in it on ``device``."""
     if isinstance(value, Tensor):

@@ -7,20 +7,18 @@ named LoRA) it costs no second set of weights.
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mmalign import lora
-from mmalign._version import __version__
+from mmalign import fingerprints, lora
 from mmalign.policy import Policy
 from mmalign.protocols import Adapter, Reference
 from mmalign.run import ReferenceSpec
-from mmalign.store import ScoreStore, row_keys
+from mmalign.store import TensorStore
 from mmalign.types import Trajectory
 
 START_NAME = "start"
@@ -54,46 +52,68 @@ class NetworkReference:
         """``[B, T]`` float32 log-probs."""
         return self.adapter.scores(self.network, trajectory).log_probs
 
+    def parts(self) -> dict[str, str]:
+        """What the scores depend on, rows apart, by name: see `mmalign.fingerprints`."""
+        tensors = [(k, v) for k, v in self.network.state_dict().items() if self.tensors(k)]
+        loras = {
+            name: lora.scaling(self.network, name)
+            for name in lora.names(self.network)
+            if self.tensors(f".lora_A.{name}.")
+        }
+        return {
+            "network": type(self.network).__name__,
+            "weights": fingerprints.weights_key(tensors),
+            "dtype": fingerprints.dtypes_of(tensors),
+            "lora": ", ".join(loras) or "none",
+            "lora scaling": fingerprints.content_key(loras),
+            "adapter": self.adapter.describe(),
+            "code": fingerprints.code_versions(),
+        }
+
     def fingerprint(self) -> str:
-        """SHA-256 of the tensors the scores depend on, the adapter's settings and the version."""
-        digest = hashlib.sha256(f"{__version__} {self.adapter.describe()}".encode())
-        for name in lora.names(self.network):
-            if self.tensors(f".lora_A.{name}."):
-                digest.update(f"{name} {lora.scaling(self.network, name)}".encode())
-        for name, tensor in sorted(self.network.state_dict().items()):
-            if self.tensors(name):
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(
-                    tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-                )
-        return digest.hexdigest()
+        """SHA-256 of `parts`."""
+        return fingerprints.fingerprint(self.parts())
 
 
 class RecordedReference:
     """Scores of another reference, computed once per distinct row and kept on disk.
 
-    The store's folder is named by the inner reference's fingerprint and a row's key is a hash of
-    everything its score depends on, so a stale score cannot be read. Bounds are recorded for their
-    (timestep, noise) draws: keep them fixed with ``fixed_noise: true`` on the source.
+    The store's folder is named by the inner reference's fingerprint: weights, LoRA and its scale,
+    dtype, the adapter's settings (the sampling temperature among them) and code versions. A row's
+    key is a hash of everything the network is given, so another tokenizer, template or truncation
+    gives other ids and hence other keys, and of the precision of autocast. A stale score therefore
+    cannot be read. Bounds are recorded for their (timestep, noise) draws: keep them fixed with
+    ``fixed_noise: true`` on the source, and give the policy a ``cache``, so that a picture's latent
+    has the same bits in every epoch.
+
+    Args:
+        inner: Computes what is missing.
+        folder: Where stores are kept.
+        parts: What the inner reference's scores depend on; None for its fingerprint alone.
     """
 
-    def __init__(self, *, inner: Reference, folder: Path) -> None:
+    def __init__(
+        self, *, inner: Reference, folder: Path, parts: Mapping[str, str] | None = None
+    ) -> None:
         self.inner = inner
         self.starts_at_policy = bool(getattr(inner, "starts_at_policy", False))
-        self.store = ScoreStore(folder / inner.fingerprint()[:32])
+        self.store = TensorStore(folder, parts or {"reference": inner.fingerprint()})
 
     def scores(self, trajectory: Trajectory) -> Tensor:
         """``[B, T]`` float32 log-probs; only rows never seen before are computed."""
         precision = _precision(trajectory.mask.device.type)
-        keys = [key + precision for key in row_keys(trajectory)]
-        missing = [i for i, key in enumerate(keys) if key not in self.store]
+        keys = [key + precision for key in fingerprints.row_keys(trajectory)]
+        known = {key: self.store.get(key) for key in dict.fromkeys(keys)}
+        found = {key: entry["score"] for key, entry in known.items() if entry is not None}
+        missing = {key: i for i, key in enumerate(keys) if key not in found}
         if missing:
-            part = trajectory.rows(torch.tensor(missing))
-            for i, row in zip(missing, self.inner.scores(part).cpu(), strict=True):
-                self.store.add(keys[i], row[trajectory.mask[i].cpu()])
+            part = trajectory.rows(torch.tensor(list(missing.values())))
+            for (key, i), row in zip(missing.items(), self.inner.scores(part).cpu(), strict=True):
+                found[key] = row[trajectory.mask[i].cpu()]
+                self.store.add(key, {"score": found[key]})
         result = torch.zeros(trajectory.mask.shape, dtype=torch.float32)
         for i, key in enumerate(keys):
-            result[i, trajectory.mask[i].cpu()] = self.store[key]
+            result[i, trajectory.mask[i].cpu()] = found[key]
         return result.to(trajectory.mask.device)
 
     def fingerprint(self) -> str:
@@ -190,7 +210,8 @@ class Recorded:
     def build(self, policy: Policy) -> RecordedReference:
         """Open the store of the reference's fingerprint."""
         inner = default(policy).build(policy) if self.of is None else self.of.build(policy)
-        return RecordedReference(inner=inner, folder=Path(self.folder))
+        parts = inner.parts() if isinstance(inner, NetworkReference) else None
+        return RecordedReference(inner=inner, folder=Path(self.folder), parts=parts)
 
 
 def default(policy: Policy, *, start: str | None = None) -> ReferenceSpec:
@@ -228,10 +249,10 @@ def _twin(model: nn.Module) -> nn.Module:
 
 
 def _precision(device: str) -> str:
-    """What a row's key says of autocast: scores in another precision are other scores."""
-    if not torch.is_autocast_enabled(device):
-        return ""
-    return f"-{torch.get_autocast_dtype(device)}"
+    """What a row's key says of precision: scores in another precision are other scores."""
+    found = f"-{torch.get_autocast_dtype(device)}" if torch.is_autocast_enabled(device) else ""
+    products = torch.get_float32_matmul_precision()
+    return found if products == "highest" else f"{found}-{products}"
 
 
 def _refuse_trained_base(model: nn.Module) -> None:

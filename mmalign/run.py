@@ -76,6 +76,9 @@ class Training:
         max_grad_norm: Gradient norm clip; None for none.
         updates_per_batch: Optimizer updates made on each batch of a source.
         rows_per_microbatch: Rows in one forward; None for the whole batch.
+        tokens_per_microbatch: Positions in one forward, each prompt counted once, beside or instead
+            of ``rows_per_microbatch``; None for the whole batch. What an objective compares stays
+            together, even beyond the bounds.
         steps_per_microbatch: Steps in one forward, where steps can be scored apart; None for all.
         log_every: Updates between lines of metrics.jsonl.
         checkpoint_every: Updates between checkpoints; None for the last one only.
@@ -96,6 +99,7 @@ class Training:
     max_grad_norm: float | None = 1.0
     updates_per_batch: int = 1
     rows_per_microbatch: int | None = None
+    tokens_per_microbatch: int | None = None
     steps_per_microbatch: int | None = None
     log_every: int = 1
     checkpoint_every: int | None = None

@@ -41,26 +41,30 @@ class Order:
         self.shuffle, self.keep_last = shuffle, keep_last
         self.epoch = 0
         self.position = 0
+        self._shuffled: tuple[int, Tensor] | None = None
 
     def next(self) -> list[tuple[int, int]]:
         """The next batch as (epoch, row number)."""
         found: list[tuple[int, int]] = []
         while len(found) < self.batch_size:
-            order = self._epoch_order()
-            taken = order[self.position : self.position + self.batch_size - len(found)]
-            found += [(self.epoch, row) for row in taken]
-            self.position += len(taken)
+            end = min(self.position + self.batch_size - len(found), self.size)
+            found += [(self.epoch, row) for row in self._rows(self.position, end)]
+            self.position = end
             if self.position >= self.size:
                 self.epoch, self.position = self.epoch + 1, 0
                 if self.keep_last:
                     break
         return found
 
-    def _epoch_order(self) -> list[int]:
+    def _rows(self, start: int, end: int) -> Sequence[int]:
+        """The row numbers at these positions of the epoch, whose shuffle is made once."""
         if not self.shuffle:
-            return list(range(self.size))
-        draw = rng.generator(self.seed, "order", self.epoch)
-        return torch.randperm(self.size, generator=draw).tolist()
+            return range(start, end)
+        if self._shuffled is None or self._shuffled[0] != self.epoch:
+            draw = rng.generator(self.seed, "order", self.epoch)
+            self._shuffled = (self.epoch, torch.randperm(self.size, generator=draw))
+        rows: list[int] = self._shuffled[1][start:end].tolist()
+        return rows
 
 
 class PreferenceSource:

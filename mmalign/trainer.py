@@ -10,9 +10,9 @@ for batch in source:
 
 from __future__ import annotations
 
-import signal
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -25,19 +25,16 @@ from tqdm import tqdm
 
 from mmalign import distributed, invariants, references
 from mmalign.evaluation import evaluate, paired_rise, write_samples
-from mmalign.log import TIMING, RunFolder
+from mmalign.interrupt import Interrupted, Wishes
+from mmalign.log import RunFolder, Sums, summed
 from mmalign.optim import optimizer_of, set_learning_rate
+from mmalign.pieces import Bounds
 from mmalign.policy import Policy
 from mmalign.protocols import Reference, Source
 from mmalign.run import Run
+from mmalign.speed import Meter, progress_line, useful
 from mmalign.state import Progress, restore, save, save_bad_batch
-from mmalign.types import Batch, Scores
-
-Sums = dict[str, tuple[float, float]]
-
-
-class Interrupted(Exception):
-    """The run was told to stop; its state is saved and `--resume` continues it."""
+from mmalign.types import Batch, Metric, Scores, Trajectory
 
 
 class NonFinite(ValueError):
@@ -74,10 +71,14 @@ class Trainer:
         self.parameters = policy.trainable()
         self.optimizer: Any = accelerator.prepare(optimizer_of(self.parameters, run.training))
         policy.wrapped = accelerator.prepare(policy.scorer)
+        policy.autocast = accelerator.autocast
         self.progress = Progress()
         self.watch: invariants.ReferenceWatch | None = None
         self.gradient_seen = False
-        self.stopping = False
+        self.wishes = Wishes()
+        self.meter = Meter(
+            device=accelerator.device, updates_per_batch=run.training.updates_per_batch
+        )
 
     def train(self, *, resume: bool = False) -> Path:
         """Run to the last step; returns the folder of the aligned model.
@@ -90,7 +91,7 @@ class Trainer:
         if distributed.is_main():
             self.folder.acquire()
         try:
-            with _Signals(self):
+            with self.wishes:
                 return self._train(resume=resume)
         finally:
             if isinstance(self.reference, references.RecordedReference):
@@ -113,9 +114,9 @@ class Trainer:
             disable=not distributed.is_main(),
         )
         for batch, is_last in self._updates():
-            metrics = self._timed_update(batch)
+            metrics, unit = self._timed_update(batch)
             bar.update()
-            bar.set_postfix_str(f"loss {metrics['loss']:.4f}")
+            bar.set_postfix_str(progress_line(metrics, unit))
             self._after_update(metrics, is_last=is_last)
         bar.close()
         return self._finish()
@@ -140,7 +141,8 @@ class Trainer:
         progress, training = self.progress, self.run.training
         while progress.step < training.steps:
             if progress.buffer is None:
-                progress.buffer = self.credited(self._drawn(batches))
+                with self.meter.batch():
+                    progress.buffer = self.credited(self._drawn(batches))
                 progress.updates_done = 0
             batch = progress.buffer
             yield batch, progress.step + 1 == training.steps
@@ -167,36 +169,50 @@ class Trainer:
             batch = replace(batch, reference=self._reference_scores(batch))
         if self.reference is not None and self.watch is None:
             self.watch = invariants.ReferenceWatch(self.reference, batch.trajectory)
-        several = self.run.training.updates_per_batch > 1
-        if "values" in needs or ("behaviour" in needs and several and batch.behaviour is None):
-            own = self._own_scores(batch)
-            batch = replace(batch, behaviour=own.log_probs, values=own.values)
+        several = "behaviour" in needs and self.run.training.updates_per_batch > 1
+        if several and batch.behaviour is None:
+            batch = replace(batch, behaviour=batch.trajectory.log_probs)
+        if "values" in needs or (several and batch.behaviour is None):
+            own = self.own_scores(batch)
+            old = own.log_probs if batch.behaviour is None else batch.behaviour
+            batch = replace(batch, behaviour=old, values=own.values)
         return self.objective.credit(batch)
 
     def _reference_scores(self, batch: Batch) -> Tensor:
         assert self.reference is not None
-        with self.accelerator.autocast():
-            parts = [self.reference.scores(batch.trajectory.rows(i)) for i in self._chunks(batch)]
-        return torch.cat(parts)
+        scores = self.reference.scores
+        return self._piecewise(batch, lambda rows: {"log_probs": scores(rows)})["log_probs"]
 
-    def _own_scores(self, batch: Batch) -> Scores:
+    def own_scores(self, batch: Batch) -> Scores:
         """The policy's scores before any update on this batch, through the bare network."""
+        scorer = self.policy.scorer
+        return Scores(**self._piecewise(batch, lambda rows: scorer(rows, frozenset(), None)))
+
+    def _piecewise(
+        self, batch: Batch, scores: Callable[[Trajectory], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """What ``scores`` says of every row, computed in pieces like those of an update."""
+        pieces = self._cut(batch)
         with self.accelerator.autocast():
-            parts = [
-                self.policy.scorer(batch.trajectory.rows(i), frozenset(), None)
-                for i in self._chunks(batch)
-            ]
-        return Scores(**{k: torch.cat([p[k] for p in parts]) for k in parts[0]})
+            parts = [scores(batch.trajectory.rows(index)) for index in pieces]
+        order = torch.cat(pieces).argsort()
+        return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
 
-    def _chunks(self, batch: Batch) -> tuple[Tensor, ...]:
-        rows = torch.arange(len(batch), device=batch.group.device)
-        return rows.split(self.run.training.rows_per_microbatch or max(1, len(batch)))
+    def _cut(self, batch: Batch) -> list[Tensor]:
+        training = self.run.training
+        return batch.cut(
+            within=Bounds(rows=training.rows_per_microbatch, tokens=training.tokens_per_microbatch),
+            additive_over=self.objective.additive_over,
+            prompt_lengths=self.prompt_lengths(batch),
+        )
 
-    def _timed_update(self, batch: Batch) -> dict[str, float]:
-        start = time.perf_counter()
-        metrics = self.update(batch)
-        metrics[TIMING + "update"] = time.perf_counter() - start
-        return metrics
+    def _timed_update(self, batch: Batch) -> tuple[dict[str, float], str]:
+        """The metrics of an update, timings among them, and the unit of what they count."""
+        found = useful(batch.trajectory, self.prompt_lengths(batch))
+        with self.meter.update(found.number):
+            metrics = self.update(batch)
+        everywhere = self._total(found.number)
+        return metrics | self.meter.metrics(found.number, everywhere=everywhere), found.unit
 
     def update(self, batch: Batch) -> dict[str, float]:
         """One optimizer update on a credited batch; returns the metrics over all processes.
@@ -215,7 +231,7 @@ class Trainer:
         metrics["loss"] = self._total(sums["loss"][0]) / max(denominator, 1e-12)
         metrics["grad_norm"] = norm
         metrics["learning_rate"] = rate
-        finite = bool(torch.isfinite(torch.tensor([norm, metrics["loss"]])).all())
+        finite = math.isfinite(norm) and math.isfinite(metrics["loss"])
         if not finite:
             metrics["skipped/non_finite"] = 1.0
         elif denominator == 0 or norm == 0:
@@ -229,21 +245,31 @@ class Trainer:
             self._bad_update(batch)
         return metrics
 
-    def backward(self, batch: Batch, denominator: float) -> Sums:
-        """Accumulate the gradient of a credited batch, piece by piece; returns summed metrics."""
-        training, objective = self.run.training, self.objective
-        pieces = list(
+    def pieces(self, batch: Batch) -> list[Batch]:
+        """What of a credited batch goes through the network at a time."""
+        training = self.run.training
+        return list(
             batch.microbatches(
                 rows=training.rows_per_microbatch,
                 steps=training.steps_per_microbatch,
-                additive_over=objective.additive_over,
+                additive_over=self.objective.additive_over,
+                tokens=training.tokens_per_microbatch,
+                prompt_lengths=self.prompt_lengths(batch),
             )
         )
+
+    def prompt_lengths(self, batch: Batch) -> Tensor:
+        """``[P]`` positions of each prompt."""
+        return self.policy.adapter.prompt_lengths(batch.trajectory)
+
+    def backward(self, batch: Batch, denominator: float) -> Sums:
+        """Accumulate the gradient of a credited batch, piece by piece; returns summed metrics."""
+        objective, pieces = self.objective, self.pieces(batch)
         # Gradients are averaged over processes, while the loss is a sum over all their rows.
         scale = distributed.world_size() / max(denominator, 1e-12)
         want = objective.needs & {"entropy", "kl", "top_k_mass", "top_k_entropy"}
         against = getattr(self.reference, "network", None) if "kl" in want else None
-        sums: Sums = {}
+        found: list[dict[str, Metric]] = []
         for number, piece in enumerate(pieces):
             is_last = number == len(pieces) - 1
             alone = nullcontext() if is_last else self.accelerator.no_sync(self.policy.wrapped)
@@ -254,23 +280,26 @@ class Trainer:
                 loss = objective.loss(scores, piece)
                 invariants.require(invariants.depends_on_policy(loss.total))
                 self.accelerator.backward(loss.total * scale)
-            found = {**loss.metrics, "loss": (loss.total.detach(), torch.tensor(1.0))}
-            for name, (total, count) in found.items():
-                before = sums.get(name, (0.0, 0.0))
-                sums[name] = (before[0] + float(total), before[1] + float(count))
-        if not self.gradient_seen and has_signal(batch):
+            found.append({**loss.metrics, "loss": (loss.total.detach(), torch.tensor(1.0))})
+        if not self.gradient_seen and invariants.has_signal(batch):
             invariants.require(invariants.gradient_arrives(self.parameters))
+            invariants.require(invariants.gradient_fits(self.parameters))
             self.gradient_seen = True
-        return sums
+        return summed(found)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The lowest precision that scores are computed in."""
+        if self.run.training.mixed_precision != "no":
+            return torch.bfloat16
+        return next(self.policy.model.parameters()).dtype
 
     def _check_start(self, scores: Scores, piece: Batch) -> None:
-        dtype = next(self.policy.model.parameters()).dtype
-        if self.run.training.mixed_precision != "no":
-            dtype = torch.bfloat16
+        found, dtype = scores.log_probs, self.precision
         if piece.reference is not None and getattr(self.reference, "starts_at_policy", False):
-            invariants.require(invariants.same_at_start(scores.log_probs, piece, dtype=dtype))
-        if piece.behaviour is not None:
-            invariants.require(invariants.on_policy(scores.log_probs, piece, dtype=dtype))
+            invariants.require(invariants.same_at_start(found, piece, dtype=dtype))
+        if piece.behaviour is not None or piece.trajectory.log_probs is not None:
+            invariants.require(invariants.on_policy(found, piece, dtype=dtype))
 
     def _gradient_norm(self) -> float:
         limit = self.run.training.max_grad_norm
@@ -325,7 +354,7 @@ class Trainer:
             self._evaluate()
         at = training.checkpoint_every
         # A signal may reach the processes at different updates; they stop at the same one.
-        stopping = self._total(float(self.stopping)) > 0
+        stopping = self._total(float(self.wishes.stopping)) > 0
         if is_last or stopping or (at is not None and progress.step % at == 0):
             save(self)
         if stopping and not is_last:
@@ -365,34 +394,3 @@ class Trainer:
             self.accelerator.end_training()
         distributed.barrier()
         return target
-
-
-class _Signals:
-    """While active, SIGTERM and SIGINT let the update finish and then stop the run."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        def stop(_number: int, _frame: object) -> None:
-            self.trainer.stopping = True
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.before[number] = signal.signal(number, stop)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
-def has_signal(batch: Batch) -> bool:
-    """Whether anything in a credited batch asks the policy to move."""
-    if batch.pairs is not None:
-        return len(batch.pairs) > 0 and (
-            batch.coefficient is None or bool(torch.any(batch.coefficient != 0))
-        )
-    if batch.advantage is None:
-        return False
-    counted = batch.trajectory.mask & (batch.weight != 0)
-    return bool(torch.any(batch.advantage[counted] != 0))

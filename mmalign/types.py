@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from mmalign.pieces import Bounds, cut, extents
 from mmalign.ragged import join, move, pad_steps, take
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class Trajectory:
         stepwise: ``[B, T, ...]`` tensors: token, latent, timestep, noise.
         outputs: Length B, decoded: str, PIL image, or None where decoding was not asked for.
         separable: True where a step can be scored without its neighbours (denoising moves).
+        log_probs: ``[B, T]`` float32 nats of what was done, under the distribution that drew it; 0
+            where masked. None where it is not known: recorded data.
 
     Example:
         Two answers to one question of a text model, three and two tokens long::
@@ -97,6 +100,7 @@ class Trajectory:
     stepwise: Mapping[str, Tensor]
     outputs: Sequence[Output | None]
     separable: bool = False
+    log_probs: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.mask.shape[0])
@@ -117,6 +121,7 @@ class Trajectory:
             static={k: take(v, used) for k, v in self.static.items()},
             stepwise={k: v[index] for k, v in self.stepwise.items()},
             outputs=[self.outputs[i] for i in index.tolist()],
+            log_probs=None if self.log_probs is None else self.log_probs[index],
         )
 
     def steps(self, window: slice) -> Trajectory:
@@ -134,6 +139,7 @@ class Trajectory:
             self,
             mask=self.mask[:, window],
             stepwise={k: v[:, window] for k, v in self.stepwise.items()},
+            log_probs=None if self.log_probs is None else self.log_probs[:, window],
         )
 
     def to(self, device: torch.device | str) -> Trajectory:
@@ -144,16 +150,21 @@ class Trajectory:
             prompt_of=self.prompt_of.to(device),
             static={k: move(v, device) for k, v in self.static.items()},
             stepwise={k: v.to(device) for k, v in self.stepwise.items()},
+            log_probs=None if self.log_probs is None else self.log_probs.to(device),
         )
 
     @staticmethod
     def concatenate(parts: Sequence[Trajectory]) -> Trajectory:
-        """The rows of all parts, in order; shorter step axes are padded with masked zeros."""
+        """The rows of all parts, in order; shorter step axes are padded with masked zeros.
+
+        ``log_probs`` are kept where every part has them.
+        """
         first = parts[0]
         assert all(p.separable == first.separable for p in parts)
         assert all(p.static.keys() == first.static.keys() for p in parts)
         length = max(p.mask.shape[1] for p in parts)
         offsets = torch.tensor([0] + [p.num_prompts for p in parts[:-1]]).cumsum(0).tolist()
+        drawn = [pad_steps(p.log_probs, length) for p in parts if p.log_probs is not None]
         return Trajectory(
             mask=torch.cat([pad_steps(p.mask, length) for p in parts]),
             prompt_of=torch.cat([p.prompt_of + o for p, o in zip(parts, offsets, strict=True)]),
@@ -164,6 +175,7 @@ class Trajectory:
             },
             outputs=[o for p in parts for o in p.outputs],
             separable=first.separable,
+            log_probs=torch.cat(drawn) if len(drawn) == len(parts) else None,
         )
 
 
@@ -240,17 +252,39 @@ class Batch:
             changes[name] = None if value is None else value[:, window]
         return replace(self, **changes)
 
+    def cut(
+        self, *, within: Bounds, additive_over: Additive, prompt_lengths: Tensor | None = None
+    ) -> list[Tensor]:
+        """The row numbers of each piece that is computed at a time; arguments as `microbatches`."""
+        rows = self.trajectory
+        return cut(
+            self.group if additive_over == "group" else rows.prompt_of,
+            rows.prompt_of,
+            steps=extents(rows.mask),
+            prompts=prompt_lengths,
+            whole=additive_over == "group",
+            within=within,
+        )
+
     def microbatches(
-        self, *, rows: int | None, steps: int | None, additive_over: Additive
+        self,
+        *,
+        rows: int | None,
+        steps: int | None,
+        additive_over: Additive,
+        tokens: int | None = None,
+        prompt_lengths: Tensor | None = None,
     ) -> Iterator[Batch]:
         """Pieces whose losses add up to the batch's loss.
 
         Args:
-            rows: At most this many rows a piece (a group larger than that stays whole where the
-                objective needs it whole); None for all.
+            rows: At most this many rows a piece; None for all.
             steps: At most this many steps a piece; None for all.
-            additive_over: What the objective's loss is a sum over. ``"group"`` keeps groups whole
-                and never cuts the step axis.
+            additive_over: What the objective's loss is a sum over. ``"group"`` keeps groups whole,
+                even above the bounds, and never cuts the step axis; ``"step"`` keeps the rows of a
+                prompt together as far as the bounds allow.
+            tokens: At most this many positions a piece, each prompt counted once; None for all.
+            prompt_lengths: ``[P]`` positions of each prompt; None where prompts cost none.
 
         Raises:
             ValueError: ``steps`` is set and the objective, or the trajectory, needs whole rows.
@@ -260,29 +294,15 @@ class Batch:
                 "this objective compares whole trajectories, so `steps_per_microbatch` must be "
                 "unset"
             )
-        for index in self._row_pieces(rows, additive_over):
-            piece = self if len(index) == len(self) else self.rows(index)
-            total = int(self.trajectory.mask.shape[1])
+        within = Bounds(rows=rows, tokens=tokens)
+        cuts = self.cut(within=within, additive_over=additive_over, prompt_lengths=prompt_lengths)
+        total = int(self.trajectory.mask.shape[1])
+        for index in cuts:
+            piece = self if len(cuts) == 1 else self.rows(index)
             if steps is None or steps >= total:
                 yield piece
             else:
                 yield from (piece.steps(slice(s, s + steps)) for s in range(0, total, steps))
-
-    def _row_pieces(self, rows: int | None, additive_over: Additive) -> Iterator[Tensor]:
-        every = torch.arange(len(self), device=self.group.device)
-        if rows is None or rows >= len(self):
-            yield every
-        elif additive_over == "step":
-            yield from every.split(rows)
-        else:
-            piece: list[Tensor] = []
-            for number in torch.unique(self.group):
-                members = every[self.group == number]
-                if piece and sum(map(len, piece)) + len(members) > rows:
-                    yield torch.cat(piece)
-                    piece = []
-                piece.append(members)
-            yield torch.cat(piece)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``."""

@@ -182,6 +182,18 @@ class TestAdapter:
             part = policy.scores(trajectory.steps(slice(0, 1))).log_probs
         assert torch.allclose(whole[:, :1], part, atol=1e-5)
 
+    def test_sampling_records_its_log_probs(self, name: str, policies: dict[str, Policy]) -> None:
+        """The ratio of what was just sampled is 1; a bound has no log-prob to record."""
+        policy = policy_of(name, policies)
+        trajectory = sampled(ADAPTERS[name], policy)
+        if policy.likelihood == "bound":
+            assert trajectory.log_probs is None
+            return
+        with torch.no_grad():
+            found = policy.scores(trajectory).log_probs
+        assert trajectory.log_probs is not None
+        assert ((found - trajectory.log_probs).exp() - 1).abs().max() < 1e-4
+
     def test_recorded_outputs(self, name: str, policies: dict[str, Policy]) -> None:
         """Recorded pairs are encoded; a path says that it cannot, and what to do."""
         policy, case = policy_of(name, policies), ADAPTERS[name]

@@ -95,6 +95,7 @@ class Parquet:
     def __init__(self, path: Path) -> None:
         try:
             from datasets import Dataset, Image
+            from pyarrow import default_memory_pool
         except ModuleNotFoundError as error:
             raise ValueError(
                 f"reading {path} needs the package datasets: pip install 'mmalign[text]'"
@@ -106,6 +107,8 @@ class Parquet:
         except Exception as error:
             # Whatever pyarrow makes of a file that is no parquet.
             raise ValueError(f"{path} is not a readable parquet file: {error}") from error
+        # What reading a file for the first time took is otherwise kept for the next one.
+        default_memory_pool().release_unused()
         for name, feature in table.features.items():
             if isinstance(feature, Image):
                 table = table.cast_column(name, Image(decode=False))

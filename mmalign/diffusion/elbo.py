@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,11 +14,11 @@ from mmalign.diffusion.families import Family
 from mmalign.diffusion.pictures import LatentDraw
 from mmalign.diffusion.processes import TimestepDraw, draw_quantiles
 from mmalign.diffusion.sampling import (
+    Asked,
     Denoising,
     feature_size,
     features,
     guided,
-    rows_of,
     texts_of,
     walk,
 )
@@ -75,6 +75,8 @@ class ElboAdapter:
     def __init__(self, *, family: Family, settings: ElboSettings) -> None:
         self.family = family
         self.settings = settings
+        # A bound is of the conditional network, however pictures are sampled.
+        self.unguided = replace(settings.denoising, guidance_scale=1.0)
         self.feature_size = feature_size(family)
 
     def encode(
@@ -125,11 +127,10 @@ class ElboAdapter:
         """``group_size`` pictures of each prompt; their own final latents are what is scored."""
         settings = self.settings.denoising
         embedded = self.family.embed(texts_of(prompts))
-        prompt_of = torch.arange(len(prompts)).repeat_interleave(group_size)
         found = walk(
             self.family,
             model,
-            rows_of(embedded, prompt_of),
+            embedded,
             settings=settings,
             group_size=group_size,
             generators=generators,
@@ -161,24 +162,29 @@ class ElboAdapter:
         shape = trajectory.mask.shape
         at = {k: v.to(device).flatten(0, 1) for k, v in trajectory.stepwise.items()}
         row_of = torch.arange(shape[0], device=device).repeat_interleave(shape[1])
-        conditioning = rows_of(trajectory.static, trajectory.prompt_of.to(device)[row_of])
+        prompts = {k: v.to(device) for k, v in trajectory.static.items()}
+        asked = Asked(prompts=prompts, prompt_of=trajectory.prompt_of.to(device)[row_of])
         process = self.family.process
         noisy = process.noised(at["latent"], at["noise"], at["level"])
-        answer = guided(self.family, model, noisy, at["timestep"], conditioning, scale=1.0)
+        answer = guided(self.family, model, noisy, at["timestep"], asked, settings=self.unguided)
         target = process.target(at["latent"], at["noise"], at["level"])
         error = (target - answer).square().mean(dim=(1, 2, 3)).view(shape)
         log_probs = -0.5 / self.settings.draws * error
         seen = None
         if "features" in want:
-            seen = features(noisy, at["timestep"], conditioning).view(*shape, -1)
+            seen = features(noisy, at["timestep"], asked).view(*shape, -1)
         mask = trajectory.mask.to(device)
         return Scores(
             log_probs=torch.where(mask, log_probs, torch.zeros_like(log_probs)), features=seen
         )
 
+    def prompt_lengths(self, trajectory: Trajectory) -> Tensor:
+        """0: a prompt conditions every step and takes no position of its own."""
+        return torch.zeros(trajectory.num_prompts, dtype=torch.int64)
+
     def describe(self) -> str:
-        """The settings that scores depend on."""
-        return f"ElboAdapter({self.family.describe()}, {self.settings!r})"
+        """What scores depend on: how draws are made is in the timesteps and the noise of a row."""
+        return f"ElboAdapter({self.family.describe()}, draws={self.settings.draws})"
 
     def save(self, model: nn.Module, directory: Path) -> None:
         """Write what diffusers loads."""

@@ -6,14 +6,13 @@ latents and back. Everything else (moves, bounds, guidance, trajectories) is sha
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
+from mmalign.diffusion.frozen import Frozen, Texts
 from mmalign.diffusion.processes import Process
 
 Conditioning = Mapping[str, Tensor]
@@ -24,7 +23,6 @@ FAMILIES = {
     "StableDiffusionPipeline": "mmalign.diffusion.stable_diffusion:StableDiffusion",
     "StableDiffusion3Pipeline": "mmalign.diffusion.stable_diffusion_3:StableDiffusion3",
 }
-CACHED_PROMPTS = 512
 
 
 class Family(Protocol):
@@ -37,6 +35,8 @@ class Family(Protocol):
         latent_shape: (C, H, W) of a picture's latent.
         size: Height and width of a picture in pixels.
         text_size: Width of the states a prompt is embedded into.
+        embed: Prompts as the network reads them; ``states`` ``[P, L, text_size]`` is among them.
+        posteriors: Pictures as the VAE sees them.
     """
 
     pipe: Any
@@ -45,10 +45,8 @@ class Family(Protocol):
     latent_shape: tuple[int, int, int]
     size: tuple[int, int]
     text_size: int
-
-    def embed(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Prompts as the network reads them; ``states`` ``[P, L, text_size]`` is among them."""
-        ...
+    embed: Texts
+    posteriors: Frozen
 
     def predict(
         self, model: nn.Module, latent: Tensor, timestep: Tensor, conditioning: Conditioning
@@ -89,60 +87,20 @@ def family_of(class_name: str) -> type[Any]:
     return found
 
 
-class PromptCache:
-    """Embeddings of the prompts seen last: text encoders are frozen, so each text is read once.
-
-    Args:
-        embed: Texts to tensors whose first axis is the text.
-        limit: How many prompts are kept.
-    """
-
-    def __init__(
-        self,
-        embed: Callable[[list[str]], dict[str, Tensor]],
-        *,
-        limit: int = CACHED_PROMPTS,
-    ) -> None:
-        self.embed = embed
-        self.limit = limit
-        self.known: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
-
-    @torch.no_grad()
-    def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """The embeddings of ``texts``, row by row."""
-        missing = list(dict.fromkeys(text for text in texts if text not in self.known))
-        if missing:
-            read = self.embed(missing)
-            for i, text in enumerate(missing):
-                self.known[text] = {name: value[i] for name, value in read.items()}
-        for text in texts:
-            self.known.move_to_end(text)
-        names = self.known[texts[0]].keys()
-        found = {name: torch.stack([self.known[t][name] for t in texts]) for name in names}
-        while len(self.known) > self.limit:
-            self.known.popitem(last=False)
-        return found
+def settings_of(part: Any) -> dict[str, Any]:
+    """The config of a part, without where it was loaded from and who wrote it."""
+    return {k: v for k, v in dict(part.config).items() if not k.startswith("_")}
 
 
-def check_length(tokenizer: Any, texts: Sequence[str], *, limit: int, encoder: str) -> None:
-    """Refuse prompts that a text encoder would read only in part.
-
-    Raises:
-        ValueError: A prompt has more tokens than ``limit``, special tokens included.
-    """
-    for text, ids in zip(texts, tokenizer(list(texts)).input_ids, strict=True):
-        if len(ids) > limit:
-            raise ValueError(
-                f"a prompt of {len(ids)} tokens is too long for {encoder}, which reads {limit}; "
-                f"shorten it or filter the data: {text[:80]!r}"
-            )
-
-
-def place(pipe: Any, device: torch.device) -> None:
-    """Bring the frozen parts of a pipeline to the device of its network."""
-    for part in pipe.components.values():
-        if isinstance(part, nn.Module) and next(part.parameters()).device != device:
-            part.to(device)
+def posteriors_of(pipe: Any, *, network: str, cache: str | None) -> Frozen:
+    """The VAE of a pipeline, with its answers."""
+    return Frozen(
+        pipe,
+        network=network,
+        parts=("vae",),
+        settings=f"mean and std of the posterior, {settings_of(pipe.vae)}",
+        folder=cache,
+    )
 
 
 def latent_side(size: int | None, *, sample_size: int, factor: int, multiple: int) -> int:

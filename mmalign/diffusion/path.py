@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from mmalign.diffusion import pictures, saving
 from mmalign.diffusion.families import Family
 from mmalign.diffusion.sampling import (
+    Asked,
     Denoising,
     feature_size,
     features,
     guided,
-    rows_of,
     texts_of,
     walk,
 )
@@ -100,7 +100,7 @@ class PathAdapter:
         found = walk(
             self.family,
             model,
-            rows_of(static, prompt_of),
+            static,
             settings=settings,
             group_size=group_size,
             generators=generators,
@@ -108,8 +108,9 @@ class PathAdapter:
         schedule = self.family.process.schedule(settings.steps)
         rows, device = len(prompt_of), found.latents.device
         latents = found.latents
+        mask = self._mask(found.scored, generators)[prompt_of].to(device)
         return Trajectory(
-            mask=self._mask(found.scored, generators)[prompt_of].to(device),
+            mask=mask,
             prompt_of=prompt_of.to(device),
             static=static,
             stepwise={
@@ -123,6 +124,7 @@ class PathAdapter:
                 self.family, latents[:, -1], rows_per_forward=settings.rows_per_forward
             ),
             separable=True,
+            log_probs=torch.where(mask, found.log_probs, 0.0),
         )
 
     def scores(
@@ -147,18 +149,25 @@ class PathAdapter:
         mask = trajectory.mask.to(device)
         # Only what is scored is computed: masked moves cost nothing and cannot make a NaN.
         row, step = mask.nonzero(as_tuple=True)
+        if len(row) == 0:
+            return self._unscored(model, mask, want)
         at = {k: v.to(device)[row, step] for k, v in trajectory.stepwise.items()}
-        conditioning = rows_of(trajectory.static, trajectory.prompt_of.to(device)[row])
-        mean, std = self._move(model, at, conditioning)
+        prompts = {k: v.to(device) for k, v in trajectory.static.items()}
+        asked = Asked(prompts=prompts, prompt_of=trajectory.prompt_of.to(device)[row])
+        mean, std = self._move(model, at, asked)
         wide = std[:, None, None, None]
         found = {"log_probs": gaussian_log_probs(at["next"], mean, wide)}
         if against is not None and "kl" in want:
             with torch.no_grad():
-                reference, _ = self._move(against, at, conditioning)
+                reference, _ = self._move(against, at, asked)
             found["kl"] = gaussian_kl(mean, reference, wide)
         if "features" in want:
-            found["features"] = features(at["latent"], at["timestep"], conditioning)
+            found["features"] = features(at["latent"], at["timestep"], asked)
         return Scores(**{name: _scatter(value, mask, row, step) for name, value in found.items()})
+
+    def prompt_lengths(self, trajectory: Trajectory) -> Tensor:
+        """0: a prompt conditions every step and takes no position of its own."""
+        return torch.zeros(trajectory.num_prompts, dtype=torch.int64)
 
     def describe(self) -> str:
         """The settings that scores depend on."""
@@ -168,17 +177,23 @@ class PathAdapter:
         """Write what diffusers loads."""
         saving.save(self.family, model, directory)
 
-    def _move(
-        self, model: nn.Module, at: dict[str, Tensor], conditioning: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _unscored(self, model: nn.Module, mask: Tensor, want: Want) -> Scores:
+        """The scores of a window without a scored move: 0, with a graph for the gradient of 0."""
+        trained = [p for p in model.parameters() if p.requires_grad]
+        nothing = torch.zeros(mask.shape, device=mask.device)
+        if trained:
+            nothing = nothing + 0.0 * trained[0].float().sum()
+        wide = nothing.detach()[..., None].expand(*mask.shape, self.feature_size)
+        return Scores(
+            log_probs=nothing,
+            kl=nothing if "kl" in want else None,
+            features=wide if "features" in want else None,
+        )
+
+    def _move(self, model: nn.Module, at: dict[str, Tensor], asked: Asked) -> tuple[Tensor, Tensor]:
         settings = self.settings.denoising
         prediction = guided(
-            self.family,
-            model,
-            at["latent"],
-            at["timestep"],
-            conditioning,
-            scale=settings.guidance_scale,
+            self.family, model, at["latent"], at["timestep"], asked, settings=settings
         )
         return self.family.process.move(
             at["latent"], prediction, at["level"], at["level_next"], settings.amount

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmalign.diffusion.families import Family, place
+from mmalign.diffusion.families import Family
+from mmalign.fingerprints import content_key
 from mmalign.types import Output
 
 LatentDraw = Literal["mean", "sample"]
@@ -53,6 +54,10 @@ def encode(
 ) -> Tensor:
     """Pictures to scaled latents ``[B, C, H, W]`` float32.
 
+    A picture's id is a hash of its pixels as they are given here, so after checks and resizing. The
+    VAE sees each distinct picture once; what is remembered is mean and standard deviation of its
+    posterior, so a draw from it is as if nothing had been remembered.
+
     Args:
         family: Holds the VAE.
         pictures: RGB, of the model's size.
@@ -60,27 +65,33 @@ def encode(
         rows_per_forward: Pictures encoded at a time.
     """
     vae = family.pipe.vae
-    place(family.pipe, getattr(family.pipe, family.network_name).device)
-    pixels = torch.from_numpy(np.stack([np.asarray(p) for p in pictures]))
-    pixels = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0
-    found = []
-    for start in range(0, len(pixels), rows_per_forward):
-        part = slice(start, start + rows_per_forward)
-        posterior = vae.encode(pixels[part].to(vae.device, vae.dtype)).latent_dist
-        latent = posterior.mean.float()
-        if noise is not None:
-            latent = latent + posterior.std.float() * noise[part].to(latent.device)
-        found.append(family.to_latents(latent))
-    return torch.cat(found)
+    pixels = [torch.from_numpy(np.array(picture)) for picture in pictures]
+
+    def answer(missing: list[int]) -> dict[str, Tensor]:
+        means, stds = [], []
+        for part in torch.stack([pixels[i] for i in missing]).split(rows_per_forward):
+            scaled = part.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+            posterior = vae.encode(scaled.to(vae.device, vae.dtype)).latent_dist
+            means.append(posterior.mean.float())
+            stds.append(posterior.std.float())
+        return {"mean": torch.cat(means), "std": torch.cat(stds)}
+
+    found = family.posteriors([content_key(value) for value in pixels], answer)
+    latent = found["mean"]
+    if noise is not None:
+        latent = latent + found["std"] * noise.to(latent.device)
+    return family.to_latents(latent)
 
 
 @torch.no_grad()
 def decode(family: Family, latents: Tensor, *, rows_per_forward: int) -> list[Output]:
     """Scaled latents ``[B, C, H, W]`` to PIL pictures, as the pipeline itself does it."""
     vae, images = family.pipe.vae, []
-    place(family.pipe, getattr(family.pipe, family.network_name).device)
+    family.posteriors.settle(needed=True)
     for part in latents.split(rows_per_forward):
         scaled = family.from_latents(part).to(vae.device, vae.dtype)
-        decoded = vae.decode(scaled, return_dict=False)[0]
+        # Within autocast a picture would be another one than outside of it.
+        with torch.autocast(vae.device.type, enabled=False):
+            decoded = vae.decode(scaled, return_dict=False)[0]
         images += family.pipe.image_processor.postprocess(decoded.float(), output_type="pil")
     return images

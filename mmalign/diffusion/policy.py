@@ -45,6 +45,8 @@ class DiffusionPolicy:
         lora: LoRA settings, or None for full fine-tuning of the network.
         rows_per_forward: Rows in one call while sampling, encoding and decoding.
         dtype: Precision of the weights.
+        cache: Folder in which answers of VAE and text encoders are kept for later epochs and runs;
+            None to keep the last ones in memory. What is in it may be deleted at any time.
     """
 
     model: str
@@ -62,6 +64,7 @@ class DiffusionPolicy:
     lora: LoRA | None = None
     rows_per_forward: int = 64
     dtype: DType = "float32"
+    cache: str | None = None
 
     def load(self) -> Policy:
         """Load the pipeline.
@@ -72,7 +75,13 @@ class DiffusionPolicy:
         from mmalign.diffusion.processes import Diffusion
 
         amount = _amount(self.eta, default=1.0, likelihood=self.likelihood)
-        family = load_family(self.model, size=self.size, max_sequence_length=None, dtype=self.dtype)
+        family = load_family(
+            self.model,
+            size=self.size,
+            max_sequence_length=None,
+            dtype=self.dtype,
+            cache=self.cache,
+        )
         if not isinstance(family.process, Diffusion):
             raise ValueError(f"{self.model!r} is a flow, not a diffusion; use `type: flow`")
         return _policy(family, self, _denoising(self, amount))
@@ -101,6 +110,8 @@ class FlowPolicy:
         lora: LoRA settings, or None for full fine-tuning of the network.
         rows_per_forward: Rows in one call while sampling, encoding and decoding.
         dtype: Precision of the weights.
+        cache: Folder in which answers of VAE and text encoders are kept for later epochs and runs;
+            None to keep the last ones in memory. What is in it may be deleted at any time.
     """
 
     model: str
@@ -119,6 +130,7 @@ class FlowPolicy:
     lora: LoRA | None = None
     rows_per_forward: int = 64
     dtype: DType = "float32"
+    cache: str | None = None
 
     def load(self) -> Policy:
         """Load the pipeline.
@@ -134,6 +146,7 @@ class FlowPolicy:
             size=self.size,
             max_sequence_length=self.max_sequence_length,
             dtype=self.dtype,
+            cache=self.cache,
         )
         if not isinstance(family.process, Flow):
             raise ValueError(f"{self.model!r} is a diffusion, not a flow; use `type: diffusion`")
@@ -141,7 +154,12 @@ class FlowPolicy:
 
 
 def load_family(
-    model: str, *, size: int | None, max_sequence_length: int | None, dtype: DType
+    model: str,
+    *,
+    size: int | None,
+    max_sequence_length: int | None,
+    dtype: DType,
+    cache: str | None,
 ) -> Family:
     """Load a pipeline and recognise its family by its class.
 
@@ -169,7 +187,7 @@ def load_family(
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module) and part.dtype != getattr(torch, dtype):
             part.to(getattr(torch, dtype))
-    loaded: Family = family(pipe, size=size, max_sequence_length=max_sequence_length)
+    loaded: Family = family(pipe, size=size, max_sequence_length=max_sequence_length, cache=cache)
     return loaded
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from mmalign.diffusion.families import Conditioning, Family
 from mmalign.diffusion.moves import MIN_STD
-from mmalign.diffusion.processes import Schedule
+from mmalign.functional import gaussian_log_probs
 from mmalign.types import Prompt
 
 POOLED_SIDE = 4
@@ -51,10 +51,13 @@ class Walk:
     Attributes:
         latents: ``[B, T + 1, C, H, W]`` float32; the last is the clean latent.
         scored: ``[T]`` bool, where a move was random enough to have a density.
+        log_probs: ``[B, T]`` float32 log-density of the moves, nats per latent element; 0 where
+            they have none.
     """
 
     latents: Tensor
     scored: Tensor
+    log_probs: Tensor
 
 
 def texts_of(prompts: Sequence[Prompt]) -> list[str]:
@@ -73,9 +76,24 @@ def texts_of(prompts: Sequence[Prompt]) -> list[str]:
     return texts
 
 
-def rows_of(conditioning: Conditioning, prompt_of: Tensor) -> dict[str, Tensor]:
-    """What is stored per prompt, for the rows that refer to it."""
-    return {name: value[prompt_of.to(value.device)] for name, value in conditioning.items()}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What rows are to show: stored once per prompt, spread over rows only where they are used.
+
+    Attributes:
+        prompts: ``[P, ...]`` by name.
+        prompt_of: ``[B]`` the prompt of each row.
+    """
+
+    prompts: Conditioning
+    prompt_of: Tensor
+
+    def rows(self, part: slice, device: torch.device) -> dict[str, Tensor]:
+        """``[rows, ...]`` by name, on ``device``."""
+        return {
+            name: value.to(device)[self.prompt_of[part].to(device)]
+            for name, value in self.prompts.items()
+        }
 
 
 def guided(
@@ -83,30 +101,54 @@ def guided(
     model: nn.Module,
     latent: Tensor,
     timestep: Tensor,
-    conditioning: Conditioning,
+    asked: Asked,
     *,
-    scale: float,
+    settings: Denoising,
 ) -> Tensor:
     """The prediction ``[B, C, H, W]`` float32 under classifier-free guidance.
 
-    Both halves are one call: ``u + scale (c - u)`` with u the answer to the empty prompt.
+    Both halves are one call: ``u + scale (c - u)`` with u the answer to the empty prompt; a scale
+    of 1 asks for no u. Without a gradient at most ``rows_per_forward`` rows are in one call, so
+    that sampling and reference scores take no more memory for a longer path; with one they are as
+    many as the microbatch holds.
     """
     inputs = latent.to(next(model.parameters()).dtype)
-    conditioning = {name: value.to(inputs.device) for name, value in conditioning.items()}
+    rows = len(inputs) if torch.is_grad_enabled() else settings.rows_per_forward
+    parts = []
+    for start in range(0, len(inputs), rows):
+        part = slice(start, start + rows)
+        given = asked.rows(part, inputs.device)
+        parts.append(
+            _guided(
+                family, model, inputs[part], timestep[part], given, scale=settings.guidance_scale
+            )
+        )
+    return torch.cat(parts)
+
+
+def _guided(
+    family: Family,
+    model: nn.Module,
+    inputs: Tensor,
+    timestep: Tensor,
+    given: dict[str, Tensor],
+    *,
+    scale: float,
+) -> Tensor:
     if scale == 1:
-        return family.predict(model, inputs, timestep, conditioning).float()
-    empty = rows_of(family.embed([""]), torch.zeros(len(latent), dtype=torch.int64))
-    both = {name: torch.cat([empty[name].to(value), value]) for name, value in conditioning.items()}
+        return family.predict(model, inputs, timestep, given).float()
+    empty = family.embed.empty()
+    both = {k: torch.cat([empty[k].to(v).expand_as(v), v]) for k, v in given.items()}
     answers = family.predict(model, torch.cat([inputs] * 2), torch.cat([timestep] * 2), both)
-    without, given = answers.float().chunk(2)
-    return without + scale * (given - without)
+    without, answer = answers.float().chunk(2)
+    return without + scale * (answer - without)
 
 
 @torch.no_grad()
 def walk(
     family: Family,
     model: nn.Module,
-    conditioning: Conditioning,
+    prompts: Conditioning,
     *,
     settings: Denoising,
     group_size: int,
@@ -121,7 +163,7 @@ def walk(
     Args:
         family: The pipeline.
         model: Its network.
-        conditioning: Of the rows, ``[B, ...]``, prompt by prompt.
+        prompts: ``[P, ...]`` by name.
         settings: How.
         group_size: Rows of each prompt.
         generators: One per prompt.
@@ -129,49 +171,33 @@ def walk(
     device = next(model.parameters()).device
     schedule = family.process.schedule(settings.steps)
     shape = (group_size, *family.latent_shape)
+    prompt_of = torch.arange(len(generators)).repeat_interleave(group_size)
+    asked = Asked(prompts=prompts, prompt_of=prompt_of)
 
     def noise() -> Tensor:
         return torch.cat([torch.randn(shape, generator=g) for g in generators]).to(device)
 
-    latents, scored = [noise()], []
+    latents, scored, log_probs = [noise()], [], []
     for step in range(len(schedule.timestep)):
-        mean, std = _move(
-            family,
-            model,
-            latents[-1],
-            conditioning,
-            schedule=schedule,
-            step=step,
-            settings=settings,
+        timestep, level, after = (
+            value[step].to(device).expand(len(prompt_of))
+            for value in (schedule.timestep, schedule.level, schedule.level_next)
         )
+        answer = guided(family, model, latents[-1], timestep, asked, settings=settings)
+        mean, std = family.process.move(latents[-1], answer, level, after, settings.amount)
         # All rows are at one level, so one deviation speaks for all.
         random = bool(std[0] >= MIN_STD)
         scored.append(random)
-        latents.append(mean + std[:, None, None, None] * noise() if random else mean)
-    return Walk(latents=torch.stack(latents, dim=1), scored=torch.tensor(scored))
-
-
-def _move(
-    family: Family,
-    model: nn.Module,
-    latent: Tensor,
-    conditioning: Conditioning,
-    *,
-    schedule: Schedule,
-    step: int,
-    settings: Denoising,
-) -> tuple[Tensor, Tensor]:
-    parts = []
-    for start in range(0, len(latent), settings.rows_per_forward):
-        part = slice(start, start + settings.rows_per_forward)
-        timestep = schedule.timestep[step].to(latent.device).expand(len(latent[part]))
-        rows = {name: value[part] for name, value in conditioning.items()}
-        parts.append(
-            guided(family, model, latent[part], timestep, rows, scale=settings.guidance_scale)
+        wide = std[:, None, None, None]
+        latents.append(mean + wide * noise() if random else mean)
+        log_probs.append(
+            gaussian_log_probs(latents[-1], mean, wide) if random else torch.zeros_like(std)
         )
-    level = schedule.level[step].to(latent.device).expand(len(latent))
-    after = schedule.level_next[step].to(latent.device).expand(len(latent))
-    return family.process.move(latent, torch.cat(parts), level, after, settings.amount)
+    return Walk(
+        latents=torch.stack(latents, dim=1),
+        scored=torch.tensor(scored),
+        log_probs=torch.stack(log_probs, dim=1),
+    )
 
 
 def feature_size(family: Family) -> int:
@@ -179,8 +205,8 @@ def feature_size(family: Family) -> int:
     return family.latent_shape[0] * POOLED_SIDE**2 + family.text_size + 1
 
 
-def features(latent: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+def features(latent: Tensor, timestep: Tensor, asked: Asked) -> Tensor:
     """What a critic sees before a step: ``[B, F]`` of pooled latent, mean text state and time."""
     pooled = adaptive_avg_pool2d(latent.float(), POOLED_SIDE).flatten(1)
-    text = conditioning["states"].float().mean(1).to(pooled.device)
+    text = asked.prompts["states"].float().mean(1).to(pooled.device)[asked.prompt_of]
     return torch.cat([pooled, text, timestep[:, None].float() / 1000.0], dim=1).detach()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor, nn
 
-from mmalign.diffusion.families import Conditioning, PromptCache, check_length, latent_side, place
+from mmalign.diffusion.families import Conditioning, latent_side, posteriors_of, settings_of
+from mmalign.diffusion.frozen import Frozen, Reader, Texts
 from mmalign.diffusion.processes import Diffusion
 
 
@@ -21,6 +22,7 @@ class StableDiffusion:
             is the one whose moves have a density.
         size: Side of a picture in pixels; None for the network's own.
         max_sequence_length: Must be None: the limit is the text encoder's.
+        cache: Folder in which answers of VAE and text encoder are kept, or None.
     """
 
     network_name = "unet"
@@ -31,6 +33,7 @@ class StableDiffusion:
         *,
         size: int | None = None,
         max_sequence_length: int | None = None,
+        cache: str | None = None,
     ) -> None:
         if max_sequence_length is not None:
             raise ValueError(
@@ -46,18 +49,22 @@ class StableDiffusion:
         self.latent_shape = (int(network.in_channels), side, side)
         self.size = (side * factor, side * factor)
         self.text_size = int(network.cross_attention_dim)
-        self.embed = PromptCache(self._embed)
+        self.posteriors = posteriors_of(pipe, network="unet", cache=cache)
+        tokenizer = self.pipe.tokenizer
+        reader = Reader(
+            tokenizer=tokenizer, limit=tokenizer.model_max_length, encoder="the text encoder"
+        )
+        encoder = Frozen(
+            pipe, network="unet", parts=("text_encoder",), settings=reader.describe(), folder=cache
+        )
+        self.embed = Texts(encoder, readers=(reader,), embed=self._embed)
 
     def describe(self) -> str:
         """Scheduler and latent shape."""
-        return f"StableDiffusion({dict(self.pipe.scheduler.config)}, {self.latent_shape})"
+        return f"StableDiffusion({settings_of(self.pipe.scheduler)}, {self.latent_shape})"
 
-    def _embed(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        pipe = self.pipe
-        limit = pipe.tokenizer.model_max_length
-        check_length(pipe.tokenizer, texts, limit=limit, encoder="the text encoder")
-        place(pipe, pipe.unet.device)
-        states, _ = pipe.encode_prompt(list(texts), pipe.unet.device, 1, False)
+    def _embed(self, texts: list[str]) -> dict[str, Tensor]:
+        states, _ = self.pipe.encode_prompt(texts, self.pipe.unet.device, 1, False)
         return {"states": states}
 
     def predict(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
-from mmalign.diffusion.families import Conditioning, PromptCache, check_length, latent_side, place
+from mmalign.diffusion.families import Conditioning, latent_side, posteriors_of, settings_of
+from mmalign.diffusion.frozen import Frozen, Reader, Texts
 from mmalign.diffusion.processes import Flow
 
 # The pipeline's own default.
@@ -23,6 +24,7 @@ class StableDiffusion3:
         size: Side of a picture in pixels; None for the network's own.
         max_sequence_length: Tokens of the T5 encoder, or of the zeros that the pipeline puts in the
             place of a missing one; None for 256 with a T5 and 0 without.
+        cache: Folder in which answers of VAE and text encoders are kept, or None.
     """
 
     network_name = "transformer"
@@ -33,6 +35,7 @@ class StableDiffusion3:
         *,
         size: int | None = None,
         max_sequence_length: int | None = None,
+        cache: str | None = None,
     ) -> None:
         self.pipe: Any = pipe
         self.process = flow_process(pipe.scheduler)
@@ -46,27 +49,41 @@ class StableDiffusion3:
         self.text_size = int(network.joint_attention_dim)
         natural = 0 if self.pipe.text_encoder_3 is None else T5_LENGTH
         self.t5_length = natural if max_sequence_length is None else max_sequence_length
-        self.embed = PromptCache(self._embed)
+        self.posteriors = posteriors_of(pipe, network="transformer", cache=cache)
+        readers = self._readers()
+        encoders = Frozen(
+            pipe,
+            network="transformer",
+            parts=("text_encoder", "text_encoder_2", "text_encoder_3"),
+            settings="; ".join([r.describe() for r in readers] + [f"T5 part {self.t5_length}"]),
+            folder=cache,
+        )
+        self.embed = Texts(encoders, readers=readers, embed=self._embed)
 
     def describe(self) -> str:
         """Scheduler, latent shape and length of the T5's part."""
-        config = dict(self.pipe.scheduler.config)
+        config = settings_of(self.pipe.scheduler)
         return f"StableDiffusion3({config}, {self.latent_shape}, {self.t5_length})"
 
-    def _embed(self, texts: Sequence[str]) -> dict[str, Tensor]:
+    def _readers(self) -> list[Reader]:
         pipe = self.pipe
-        limit = pipe.tokenizer_max_length
-        check_length(pipe.tokenizer, texts, limit=limit, encoder="the first text encoder")
-        check_length(pipe.tokenizer_2, texts, limit=limit, encoder="the second text encoder")
+        limit = int(pipe.tokenizer_max_length)
+        found = [
+            Reader(tokenizer=pipe.tokenizer, limit=limit, encoder="the first text encoder"),
+            Reader(tokenizer=pipe.tokenizer_2, limit=limit, encoder="the second text encoder"),
+        ]
         if pipe.text_encoder_3 is not None:
-            check_length(pipe.tokenizer_3, texts, limit=self.t5_length, encoder="the T5 encoder")
-        device = pipe.transformer.device
-        place(pipe, device)
+            t5 = Reader(tokenizer=pipe.tokenizer_3, limit=self.t5_length, encoder="the T5 encoder")
+            found.append(t5)
+        return found
+
+    def _embed(self, texts: list[str]) -> dict[str, Tensor]:
+        pipe = self.pipe
         states, _, pooled, _ = pipe.encode_prompt(
-            prompt=list(texts),
+            prompt=texts,
             prompt_2=None,
             prompt_3=None,
-            device=device,
+            device=pipe.transformer.device,
             do_classifier_free_guidance=False,
             max_sequence_length=self.t5_length,
         )

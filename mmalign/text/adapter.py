@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmalign import lora
+from mmalign.head import Head
 from mmalign.protocols import Likelihood, Want
+from mmalign.ragged import lengths_of
+from mmalign.text.answers import Sharing, answered, decoder_states, laid_out, scored
 from mmalign.text.generation import Sampling, draw_uniforms, generate
 from mmalign.text.ids import answer_ids, prompt_ids
-from mmalign.text.rows import left_padded, right_padded, side_by_side
-from mmalign.text.scoring import padded_steps, score_rows
+from mmalign.text.lm_head import language_head
+from mmalign.text.packing import counted
+from mmalign.text.rows import left_padded, right_padded
 from mmalign.types import Output, Prompt, Scores, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -33,6 +37,8 @@ class CausalAdapter:
         sampling: Temperature, longest answer, stop ids.
         feature_size: Width of the hidden state that `Scores.features` holds.
         max_prompt_length: Prompts with more tokens are refused; None for no limit.
+        share_prompts: Whether a prompt that several answers share runs once in scoring; None where
+            it saves work. Needs a decoder prepared by `mmalign.text.shared.share_prompts`.
     """
 
     likelihood: Likelihood = "exact"
@@ -44,11 +50,13 @@ class CausalAdapter:
         sampling: Sampling,
         feature_size: int,
         max_prompt_length: int | None = None,
+        share_prompts: Sharing = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.sampling = sampling
         self.feature_size = feature_size
         self.max_prompt_length = max_prompt_length
+        self.share_prompts = share_prompts
 
     def encode(
         self,
@@ -80,23 +88,22 @@ class CausalAdapter:
     ) -> Trajectory:
         """``group_size`` answers of each prompt; a row's draws depend on no other row."""
         ids = self._prompt_ids(prompts)
-        prompt_of = torch.arange(len(prompts)).repeat_interleave(group_size)
-        rows = [ids[i] for i in prompt_of.tolist()]
         network = cast(PreTrainedModel, model)
-        mask = left_padded([torch.ones_like(row) for row in rows])
-        inputs = {"input_ids": left_padded(rows), "attention_mask": mask}
+        mask = left_padded([torch.ones_like(row) for row in ids])
+        inputs = {"input_ids": left_padded(ids), "attention_mask": mask}
         uniforms = draw_uniforms(
             generators, group_size=group_size, num_steps=self.sampling.max_new_tokens
         )
-        tokens, drawn = generate(
+        drawn = generate(
             network, {k: v.to(network.device) for k, v in inputs.items()}, uniforms, self.sampling
         )
         return Trajectory(
-            mask=drawn,
-            prompt_of=prompt_of,
+            mask=drawn.mask,
+            prompt_of=torch.arange(len(prompts)).repeat_interleave(group_size),
             static={"prompt_ids": ids},
-            stepwise={"token": tokens},
-            outputs=decoded(self.tokenizer, tokens, drawn),
+            stepwise={"token": drawn.tokens},
+            outputs=decoded(self.tokenizer, drawn.tokens, drawn.mask),
+            log_probs=drawn.log_probs,
         )
 
     def scores(
@@ -108,21 +115,16 @@ class CausalAdapter:
         against: nn.Module | None = None,
     ) -> Scores:
         """Log-probs of the answers' tokens, nats under the sampling temperature."""
-        device = cast(PreTrainedModel, model).device
-        tokens, mask = answered(trajectory, device)
-        prompts = trajectory.static["prompt_ids"]
-        rows = side_by_side(
-            [prompts[i].to(device) for i in trajectory.prompt_of.tolist()], tokens, mask
-        )
-        inputs = {
-            "input_ids": rows.input_ids,
-            "attention_mask": rows.attention_mask,
-            "position_ids": rows.position_ids,
-        }
-        scores = score_rows(
-            model, inputs, tokens, mask, sampling=self.sampling, want=want, against=against
-        )
-        return padded_steps(scores, trajectory.mask.shape[1])
+        states, head = self._read(model, trajectory)
+        other = None
+        if "kl" in want and against is not None:
+            with torch.no_grad():
+                other = self._read(against, trajectory)
+        return scored(states, head, trajectory, want=want, against=other)
+
+    def prompt_lengths(self, trajectory: Trajectory) -> Tensor:
+        """Tokens of each prompt; see `mmalign.protocols.Adapter`."""
+        return lengths_of(trajectory.static["prompt_ids"])
 
     def describe(self) -> str:
         """The settings that scores depend on: those of the step distribution."""
@@ -132,6 +134,25 @@ class CausalAdapter:
         """Write the LoRA (peft's layout) or the whole model, and the tokenizer."""
         save_model(model, directory)
         self.tokenizer.save_pretrained(str(directory))
+
+    def _read(self, model: nn.Module, trajectory: Trajectory) -> tuple[Tensor, Head]:
+        """What a network says before each scored token, ``[M, F]``, and the head that reads it."""
+        network = cast(PreTrainedModel, model)
+        tokens, mask = answered(trajectory, network.device)
+        prompts = trajectory.static["prompt_ids"]
+        rows = laid_out(
+            prompts,
+            counted(prompts),
+            trajectory.prompt_of.tolist(),
+            tokens,
+            mask,
+            decoder=network.get_decoder(),
+            share=self.share_prompts,
+        )
+        states = decoder_states(network, rows, {"input_ids": rows.input_ids})
+        return states, language_head(
+            network, temperature=self.sampling.temperature, banned=self.sampling.banned
+        )
 
     def _prompt_ids(self, prompts: Sequence[Prompt]) -> list[Tensor]:
         ids = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
@@ -187,14 +208,6 @@ def recorded(
         stepwise={"token": tokens},
         outputs=flat,
     )
-
-
-def answered(trajectory: Trajectory, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens and mask ``[B, T']`` of the rows, without the columns that no row reaches."""
-    used = trajectory.mask.any(0).nonzero()
-    width = int(used.max()) + 1 if len(used) else 1
-    tokens = trajectory.stepwise["token"][:, :width].to(device)
-    return tokens, trajectory.mask[:, :width].to(device)
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, tokens: Tensor, mask: Tensor) -> list[Output]:

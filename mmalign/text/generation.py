@@ -1,21 +1,26 @@
-"""Sampling answers through transformers' own `generate`, reproducibly row by row."""
+"""Sampling answers: every prompt is read once, and every row draws from its own numbers."""
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import PreTrainedModel
 
-from mmalign.text.rows import prefix_mask
-from mmalign.tokens import inverse_cdf_sample, step_logits
+from mmalign.text.cache import Decoding
+from mmalign.text.rows import positions_of, prefix_mask
+from mmalign.tokens import inverse_cdf_sample, log_probs_of, step_logits
 
 # Fewer answers than this say little about how many are cut.
 NUM_TELLING = 32
+# Rows that have ended are taken out of the batch once they are this share of it: taking them out
+# copies the keys and values of those that stay, which a few steps with fewer rows pay for.
+ENDED_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,25 +46,20 @@ class Sampling:
             raise ValueError(f"max_new_tokens must be at least 1; got {self.max_new_tokens}")
 
 
-class DrawnTokens(LogitsProcessor):  # type: ignore[misc]
-    """Leaves one token a row standing: the one that the row's own uniform number decides.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """Sampled answers, on the CPU.
 
-    `generate` then takes the largest score. Its own sampling would draw all rows from one stream,
-    so that an answer would depend on the rows beside it.
+    Attributes:
+        tokens: ``[B, T]`` int64, 0 after the end.
+        mask: ``[B, T]`` bool, True up to the end.
+        log_probs: ``[B, T]`` float32 nats of each token under the distribution that it was drawn
+            from; 0 where masked.
     """
 
-    def __init__(self, uniforms: Tensor, sampling: Sampling, *, prompt_width: int) -> None:
-        self.uniforms = uniforms
-        self.sampling = sampling
-        self.prompt_width = prompt_width
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """``[B, V]`` logits to ``[B, V]`` scores: 0 at the drawn token, -inf elsewhere."""
-        settings = self.sampling
-        logits = step_logits(scores, temperature=settings.temperature, banned=settings.banned)
-        step = input_ids.shape[1] - self.prompt_width
-        drawn = inverse_cdf_sample(logits.softmax(-1), self.uniforms[:, step])
-        return torch.full_like(scores, float("-inf")).scatter(1, drawn.unsqueeze(1), 0.0)
+    tokens: Tensor
+    mask: Tensor
+    log_probs: Tensor
 
 
 def draw_uniforms(
@@ -69,39 +69,82 @@ def draw_uniforms(
     return torch.cat([torch.rand(group_size, num_steps, generator=g) for g in generators])
 
 
+@torch.no_grad()
 def generate(
     model: PreTrainedModel,
     inputs: Mapping[str, Tensor],
     uniforms: Tensor,
     sampling: Sampling,
-) -> tuple[Tensor, Tensor]:
-    """Sample one answer for each row.
+) -> Drawn:
+    """Sample G answers of each of P prompts.
 
     Args:
-        model: Any model with a language head, in eval mode.
-        inputs: ``input_ids`` and ``attention_mask`` ``[B, L]``, padded on the left, and whatever
-            else the model takes.
-        uniforms: ``[B, max_new_tokens]`` in [0, 1), one number a token.
+        model: Any model with a language head and a cache of keys and values, in eval mode.
+        inputs: What its forward takes for the prompts, each once: ``input_ids`` ``[P, L]`` or
+            ``inputs_embeds`` ``[P, L, F]``, ``attention_mask`` ``[P, L]``, padded on the left, and
+            further keys. ``position_ids`` ``[P, L]``, or ``[A, P, L]`` for positions of A axes,
+            are counted from the mask where not given; the answer continues behind the largest.
+        uniforms: ``[P * G, max_new_tokens]`` in [0, 1), one number a token, rows of a prompt
+            adjacent.
         sampling: How to draw.
 
     Returns:
-        Tokens ``[B, T]`` int64 with 0 after the end, and their mask ``[B, T]`` bool; on the CPU.
+        B = P * G answers, as wide as the longest.
     """
-    width = inputs["input_ids"].shape[1]
-    drawn = DrawnTokens(uniforms.to(inputs["input_ids"].device), sampling, prompt_width=width)
-    with torch.no_grad(), _neutral(model, sampling):
-        ids = model.generate(**inputs, logits_processor=LogitsProcessorList([drawn]))
-    tokens = ids[:, width:].cpu()
+    mask = inputs["attention_mask"]
+    given = {"position_ids": positions_of(mask), **inputs}
+    rows = Decoding.of(model, attention_mask=mask, position_ids=given["position_ids"])
+    logits = model(**given, past_key_values=rows.cache, use_cache=True, **_last_only(model)).logits
+    shape, device = uniforms.shape, mask.device
+    tokens = torch.zeros(shape, dtype=torch.int64, device=device)
+    log_probs = torch.zeros(shape, dtype=torch.float32, device=device)
+    uniforms, stops = uniforms.to(device), torch.tensor(sampling.stop_ids, device=device)
+    # Each row of the batch: the answer it writes, the row of the cache that it continues, and
+    # whether it still has to.
+    answer = torch.arange(len(uniforms), device=device)
+    source = answer // (len(uniforms) // len(mask))
+    running = torch.ones_like(answer, dtype=torch.bool)
+    logits = logits[source, -1]
+    for step in range(sampling.max_new_tokens):
+        drawn, chance = draw(logits, uniforms[answer, step], sampling)
+        tokens[answer[running], step] = drawn[running]
+        log_probs[answer[running], step] = chance[running]
+        running = running & ~torch.isin(drawn, stops)
+        if step + 1 == sampling.max_new_tokens or not running.any():
+            break
+        if step == 0 or float(running.float().mean()) <= 1 - ENDED_SHARE:
+            rows.select(source[running])
+            answer, drawn, running = answer[running], drawn[running], running[running]
+            source = torch.arange(len(answer), device=device)
+        logits = model(input_ids=drawn.unsqueeze(1), **rows.step()).logits[:, -1]
+    return finished(tokens[:, : step + 1].cpu(), log_probs[:, : step + 1].cpu(), sampling)
+
+
+def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """One token a row, and its log-prob under the distribution that it was drawn from.
+
+    Args:
+        logits: ``[R, V]`` of the network.
+        uniforms: ``[R]`` in [0, 1).
+        sampling: Temperature and banned ids.
+    """
+    scaled = step_logits(logits, temperature=sampling.temperature, banned=sampling.banned)
+    drawn = inverse_cdf_sample(scaled.softmax(-1), uniforms)
+    return drawn, log_probs_of(scaled, drawn)
+
+
+def finished(tokens: Tensor, log_probs: Tensor, sampling: Sampling) -> Drawn:
+    """The answers ``[B, T]`` with their ends; says so where most of them have none."""
     lengths = answer_lengths(tokens, sampling.stop_ids)
     cut = ~torch.isin(tokens.gather(1, lengths.unsqueeze(1) - 1), torch.tensor(sampling.stop_ids))
     if len(cut) >= NUM_TELLING and cut.float().mean() > 0.5:
         warnings.warn(
             f"{int(cut.sum())} of {len(cut)} sampled answers were cut at max_new_tokens="
             f"{sampling.max_new_tokens} before they ended; raise it unless this is meant",
-            stacklevel=2,
+            stacklevel=4,
         )
     mask = prefix_mask(lengths, width=tokens.shape[1])
-    return torch.where(mask, tokens, 0), mask
+    return Drawn(tokens=tokens, mask=mask, log_probs=log_probs)
 
 
 def answer_lengths(tokens: Tensor, stop_ids: Sequence[int]) -> Tensor:
@@ -111,25 +154,7 @@ def answer_lengths(tokens: Tensor, stop_ids: Sequence[int]) -> Tensor:
     return torch.where(stops.any(1), first, tokens.shape[1])
 
 
-@contextmanager
-def _neutral(model: PreTrainedModel, sampling: Sampling) -> Iterator[None]:
-    """Within, the model generates plainly, whatever its own generation config asks for.
-
-    `generate` fills what a call leaves open from the model's config: a repetition penalty or top-p
-    there would silently make the sampled distribution another than the scored one.
-    """
-    stops = list(sampling.stop_ids)
-    before = model.generation_config
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=stops,
-        # Only fills rows that have ended; answers are cut by length.
-        pad_token_id=stops[0],
-        use_cache=True,
-    )
-    try:
-        yield
-    finally:
-        model.generation_config = before
+def _last_only(model: PreTrainedModel) -> dict[str, Any]:
+    """The option that spares the logits of all positions but the last, where there is one."""
+    known = inspect.signature(model.forward).parameters
+    return {"logits_to_keep": 1} if "logits_to_keep" in known else {}

@@ -16,6 +16,8 @@ from mmalign.policy import Policy
 from mmalign.text.adapter import CausalAdapter
 from mmalign.text.generation import Sampling
 from mmalign.text.ids import renderer, stop_ids_of
+from mmalign.text.lm_head import check_head
+from mmalign.text.shared import share_prompts
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {
@@ -38,6 +40,8 @@ class TextPolicy:
         temperature: Of sampling, and of the distribution that is scored.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         attn_implementation: transformers' name of an attention kernel; None for its choice.
+        share_prompts: Run a prompt that several answers share once in scoring; None where it saves
+            work. Needs transformers' "sdpa" attention.
     """
 
     model: str = "tinyworld/text"
@@ -48,6 +52,7 @@ class TextPolicy:
     temperature: float = 1.0
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None
+    share_prompts: bool | None = None
 
     def load(self) -> Policy:
         """Load the model and its tokenizer."""
@@ -60,6 +65,9 @@ class TextPolicy:
             loras.attach(model, self.lora)
         if self.gradient_checkpointing:
             checkpoint_activations(model)
+        check_head(model)
+        if self.share_prompts is not False:
+            share_prompts(model.get_decoder())
         adapter = CausalAdapter(
             tokenizer=tokenizer,
             sampling=Sampling(
@@ -69,6 +77,7 @@ class TextPolicy:
             ),
             feature_size=model.config.get_text_config().hidden_size,
             max_prompt_length=self.max_prompt_length,
+            share_prompts=self.share_prompts,
         )
         return Policy(adapter=adapter, model=model)
 

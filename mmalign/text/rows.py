@@ -1,34 +1,11 @@
-"""Rows of ids for one forward pass: prompts flush right, answers flush left, masks from lengths."""
+"""Ragged ids as rectangles: prompts flush right, answers flush left, masks from lengths."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
-    """Prompts and answers side by side.
-
-    The answers of all rows start in the same column, so that the last ``T`` positions of the
-    forward pass predict exactly the ``T`` answer columns.
-
-    Attributes:
-        input_ids: ``[B, L + T - 1]`` int64: the prompt, padded on the left to L, and the answer
-            without its last token, which predicts nothing.
-        attention_mask: ``[B, L + T - 1]`` int64, 1 on real tokens. Known from lengths: an id equal
-            to the padding id may well be real.
-        position_ids: ``[B, L + T - 1]`` int64, 0 at a row's first real token.
-        width: L.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    position_ids: Tensor
-    width: int
 
 
 def left_padded(values: Sequence[Tensor], *, filler: int = 0) -> Tensor:
@@ -56,25 +33,3 @@ def prefix_mask(lengths: Tensor, *, width: int) -> Tensor:
 def positions_of(attention_mask: Tensor) -> Tensor:
     """Position of each real token in its row, 0 on padding; padding moves nothing."""
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
-
-
-def side_by_side(prompts: Sequence[Tensor], tokens: Tensor, mask: Tensor) -> Rows:
-    """Lay rows out for scoring.
-
-    Args:
-        prompts: B ragged ``[L_i]`` int64.
-        tokens: ``[B, T]`` int64, the answers.
-        mask: ``[B, T]`` bool; a row's answer ends at its last True.
-    """
-    prompt = left_padded(prompts)
-    lengths = torch.tensor([len(p) for p in prompts], device=tokens.device)
-    real = prefix_mask(lengths, width=prompt.shape[1]).flip(1)
-    steps = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-    answered = prefix_mask((mask * steps).amax(1), width=tokens.shape[1])
-    attention = torch.cat([real, answered[:, :-1]], 1).long()
-    return Rows(
-        input_ids=torch.cat([prompt, tokens[:, :-1]], 1),
-        attention_mask=attention,
-        position_ids=positions_of(attention),
-        width=prompt.shape[1],
-    )

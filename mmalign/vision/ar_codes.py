@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import JanusForConditionalGeneration, JanusProcessor
-from transformers.cache_utils import DynamicCache
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from mmalign.head import Head
+from mmalign.text.answers import Sharing, laid_out
+from mmalign.text.cache import Decoding
+from mmalign.text.packing import Rows, counted
 from mmalign.text.rows import left_padded, positions_of
-from mmalign.tokens import inverse_cdf_sample, step_logits
+from mmalign.tokens import inverse_cdf_sample, log_probs_of, step_logits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,18 +119,70 @@ def prompt_rows(
     return PromptRows(ids=rows, attention_mask=mask)
 
 
-def code_states(network: JanusForConditionalGeneration, rows: PromptRows, codes: Tensor) -> Tensor:
-    """Hidden states ``[R, T, F]`` before each of the codes ``[R, T]``, by teacher forcing."""
-    words = network.get_input_embeddings()(rows.ids)
-    drawn = network.prepare_embeddings_for_image_generation(codes[:, :-1])
-    mask = torch.cat([rows.attention_mask, torch.ones_like(codes[:, :-1])], 1)
-    states: Tensor = network.model.language_model(
-        inputs_embeds=torch.cat([words, drawn], 1),
-        attention_mask=mask,
-        position_ids=positions_of(mask),
-        use_cache=False,
-    ).last_hidden_state
-    return states[:, rows.ids.shape[1] - 1 :]
+def scored_rows(
+    network: JanusForConditionalGeneration,
+    ids: Sequence[Tensor],
+    prompt_of: Sequence[int],
+    codes: Tensor,
+    mask: Tensor,
+    *,
+    drawing: Drawing,
+    guided: bool,
+    share: Sharing,
+) -> Rows:
+    """Prompts and pictures for one forward pass by teacher forcing.
+
+    Args:
+        network: The model.
+        ids: P prompts, ragged ``[L_i]``.
+        prompt_of: B prompt numbers.
+        codes: ``[B, T]`` int64.
+        mask: ``[B, T]`` bool, the codes that are scored.
+        drawing: The model's tokens.
+        guided: The same pictures once more, behind unconditional prompts. Those of one length are
+            one prompt, whatever they were the prompts of.
+        share: Whether a shared prompt runs once.
+    """
+    prompts, of = [row.to(codes.device) for row in ids], list(prompt_of)
+    if guided:
+        bare = [drawing.unconditional(row) for row in prompts]
+        number = {tuple(row.tolist()): len(prompts) + i for i, row in enumerate(bare)}
+        of += [number[tuple(bare[i].tolist())] for i in prompt_of]
+        prompts += bare
+        codes, mask = codes.repeat(2, 1), mask.repeat(2, 1)
+    return laid_out(
+        prompts,
+        counted(prompts),
+        of,
+        codes,
+        mask,
+        decoder=network.model.language_model,
+        share=share,
+    )
+
+
+def code_states(network: JanusForConditionalGeneration, rows: Rows) -> Tensor:
+    """Hidden states ``[M, F]`` before each scored code, row by row."""
+    words = network.get_input_embeddings()(rows.input_ids.masked_fill(rows.answer, 0))
+    drawn = network.prepare_embeddings_for_image_generation(rows.input_ids[rows.answer])
+    inputs = words.index_put(rows.answer.nonzero(as_tuple=True), drawn.to(words.dtype))
+    states = network.model.language_model(inputs_embeds=inputs, **rows.settings())
+    return rows.predicting(states.last_hidden_state)
+
+
+def code_head(network: JanusForConditionalGeneration, temperature: float) -> Head:
+    """The last, linear layer of the head that reads codes off states."""
+    linear = network.model.generation_head.vision_head
+    return Head(weight=linear.weight, bias=linear.bias, temperature=temperature)
+
+
+def before_head(network: JanusForConditionalGeneration, states: Tensor) -> Tensor:
+    """``[M, D]`` of ``[M, F]``: what the last, linear layer of the head reads.
+
+    Guidance is linear, so guiding here gives the guided logits, at half the work.
+    """
+    head = network.model.generation_head
+    return head.activation_fn(head.proj_out(states))
 
 
 @torch.no_grad()
@@ -138,7 +193,7 @@ def sample_codes(
     *,
     drawing: Drawing,
     sampling: CodeSampling,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Draw pictures, all rows at once, with a key-value cache.
 
     A prompt is read once, however many pictures are drawn of it.
@@ -151,34 +206,43 @@ def sample_codes(
         sampling: Guidance and temperature.
 
     Returns:
-        ``[P * G, T]`` int64 codes, on the network's device.
+        ``[P * G, T]`` int64 codes and their float32 log-probs under the distribution that is
+        scored, on the network's device.
     """
-    uniforms = uniforms.to(network.device)
-    group = len(uniforms) // len(ids)
-    rows = prompt_rows(ids, drawing=drawing, guided=sampling.guided, device=network.device)
-    mask = rows.attention_mask
-    cache = DynamicCache(config=network.config.get_text_config())
-    inputs = network.get_input_embeddings()(rows.ids)
+    decoder, uniforms = network.model.language_model, uniforms.to(network.device)
+    prompts = prompt_rows(ids, drawing=drawing, guided=sampling.guided, device=network.device)
+    mask = prompts.attention_mask
     positions = positions_of(mask)
-    drawn: list[Tensor] = []
+    rows = Decoding.of(decoder, attention_mask=mask, position_ids=positions)
+    states = decoder(
+        inputs_embeds=network.get_input_embeddings()(prompts.ids),
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=rows.cache,
+        use_cache=True,
+    ).last_hidden_state
+    every = torch.arange(len(mask), device=mask.device)
+    group = every.repeat_interleave(len(uniforms) // len(ids))
+    rows.select(group)
+    state, drawn = states[group, -1], []
     for step in range(drawing.num_codes):
-        state = network.model.language_model(
-            inputs_embeds=inputs,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        if step == 0:
-            cache.batch_repeat_interleave(group)
-            state, mask = (v.repeat_interleave(group, 0) for v in (state, mask))
-        logits = network.model.generation_head(state)
-        if sampling.guided:
-            logits = sampling.guide(*logits.chunk(2))
-        chances = step_logits(logits, temperature=sampling.temperature).softmax(-1)
-        drawn.append(inverse_cdf_sample(chances, uniforms[:, step]))
-        again = drawn[-1].repeat(2 if sampling.guided else 1).unsqueeze(1)
-        inputs = network.prepare_embeddings_for_image_generation(again)
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        positions = mask.sum(1, keepdim=True) - 1
-    return torch.stack(drawn, 1)
+        drawn.append(_draw(network.model.generation_head(state), uniforms[:, step], sampling))
+        if step + 1 < drawing.num_codes:
+            codes = drawn[-1][0].repeat(2 if sampling.guided else 1).unsqueeze(1)
+            inputs = network.prepare_embeddings_for_image_generation(codes)
+            state = decoder(inputs_embeds=inputs, **rows.step()).last_hidden_state[:, -1]
+    found, log_probs = zip(*drawn, strict=True)
+    return torch.stack(found, 1), torch.stack(log_probs, 1)
+
+
+def _draw(logits: Tensor, uniforms: Tensor, sampling: CodeSampling) -> tuple[Tensor, Tensor]:
+    """A code for each row, from ``[R, V]`` logits, and its log-prob as it is scored."""
+    conditional = guided = logits
+    if sampling.guided:
+        conditional, unconditional = logits.chunk(2)
+        guided = sampling.guide(conditional, unconditional)
+    scaled = step_logits(guided, temperature=sampling.temperature)
+    codes = inverse_cdf_sample(scaled.softmax(-1), uniforms)
+    if not sampling.guided_log_probs:
+        scaled = step_logits(conditional, temperature=sampling.temperature)
+    return codes, log_probs_of(scaled, codes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -11,14 +12,32 @@ from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, JanusProcessor
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from mmalign.head import Head
 from mmalign.protocols import Likelihood, Want
+from mmalign.ragged import lengths_of
 from mmalign.text.adapter import save_model
+from mmalign.text.answers import Sharing, recomputing, scored
 from mmalign.text.generation import draw_uniforms
-from mmalign.text.scoring import recomputing
-from mmalign.tokens import head_scores, masked, step_logits
 from mmalign.types import Output, Prompt, Scores, Trajectory
-from mmalign.vision.ar_codes import CodeSampling, Drawing, code_states, prompt_rows, sample_codes
+from mmalign.vision.ar_codes import (
+    CodeSampling,
+    Drawing,
+    before_head,
+    code_head,
+    code_states,
+    sample_codes,
+    scored_rows,
+)
 from mmalign.vision.ar_pictures import decode_pictures, encode_pictures, prompt_ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Read:
+    """What a network says before each of M scored codes: what the head reads, and the states."""
+
+    states: Tensor
+    features: Tensor
+    head: Head
 
 
 class ARImageAdapter:
@@ -34,6 +53,7 @@ class ARImageAdapter:
         sampling: Guidance, temperature and which logits are scored.
         feature_size: Width of the hidden state that `Scores.features` holds.
         max_prompt_length: Prompts with more tokens are refused; None for no limit.
+        share_prompts: Whether a shared prompt runs once in scoring; None where it saves work.
     """
 
     likelihood: Likelihood = "exact"
@@ -46,12 +66,14 @@ class ARImageAdapter:
         sampling: CodeSampling,
         feature_size: int,
         max_prompt_length: int | None = None,
+        share_prompts: Sharing = None,
     ) -> None:
         self.processor = processor
         self.vq = vq
         self.sampling = sampling
         self.feature_size = feature_size
         self.max_prompt_length = max_prompt_length
+        self.share_prompts = share_prompts
         self.drawing = Drawing.of(processor, vq)
 
     def encode(
@@ -92,16 +114,18 @@ class ARImageAdapter:
         uniforms = draw_uniforms(
             generators, group_size=group_size, num_steps=self.drawing.num_codes
         )
-        codes = sample_codes(
+        codes, log_probs = sample_codes(
             cast(JanusForConditionalGeneration, model),
             ids,
             uniforms,
             drawing=self.drawing,
             sampling=self.sampling,
-        ).cpu()
+        )
+        codes = codes.cpu()
         prompt_of = torch.arange(len(prompts)).repeat_interleave(group_size)
         pictures = decode_pictures(self.vq, self.processor.image_processor, codes)
-        return self._trajectory(codes, prompt_of, ids, pictures)
+        found = self._trajectory(codes, prompt_of, ids, pictures)
+        return replace(found, log_probs=log_probs.cpu())
 
     def scores(
         self,
@@ -115,18 +139,19 @@ class ARImageAdapter:
 
         ``features`` are the hidden states that the codes are read from, of the conditional row.
         """
-        network = cast(JanusForConditionalGeneration, model)
-        codes = trajectory.stepwise["token"].to(network.device)
-        logits, states = self._logits(network, trajectory, codes)
-        reference = None
+        read = self._read(model, trajectory)
+        other = None
         if "kl" in want and against is not None:
             with torch.no_grad():
-                other = cast(JanusForConditionalGeneration, against)
-                reference, _ = self._logits(other, trajectory, codes)
-        found = head_scores(logits, codes, want=want, against=reference)
-        if "features" in want:
-            found["features"] = states.float()
-        return Scores(**masked(found, trajectory.mask.to(network.device)))
+                reference = self._read(against, trajectory)
+            other = (reference.states, reference.head)
+        return scored(
+            read.states, read.head, trajectory, want=want, against=other, features=read.features
+        )
+
+    def prompt_lengths(self, trajectory: Trajectory) -> Tensor:
+        """Tokens of each prompt; see `mmalign.protocols.Adapter`."""
+        return lengths_of(trajectory.static["prompt_ids"])
 
     def describe(self) -> str:
         """The settings that scores depend on."""
@@ -137,24 +162,26 @@ class ARImageAdapter:
         save_model(model, directory)
         self.processor.save_pretrained(str(directory))
 
-    def _logits(
-        self, network: JanusForConditionalGeneration, trajectory: Trajectory, codes: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """``[B, T, V]`` logits that are scored, and the ``[B, T, F]`` conditional states."""
-        prompts = trajectory.static["prompt_ids"]
-        guided = self.sampling.guided and self.sampling.guided_log_probs
-        rows = prompt_rows(
-            [prompts[i] for i in trajectory.prompt_of.tolist()],
+    def _read(self, model: nn.Module, trajectory: Trajectory) -> _Read:
+        network = cast(JanusForConditionalGeneration, model)
+        sampling = self.sampling
+        rows = scored_rows(
+            network,
+            trajectory.static["prompt_ids"],
+            trajectory.prompt_of.tolist(),
+            trajectory.stepwise["token"].to(network.device),
+            trajectory.mask.to(network.device),
             drawing=self.drawing,
-            guided=guided,
-            device=network.device,
+            guided=sampling.guided and sampling.guided_log_probs,
+            share=self.share_prompts,
         )
         with recomputing(network):
-            states = code_states(network, rows, codes.repeat(2, 1) if guided else codes)
-        logits = network.model.generation_head(states)
-        if guided:
-            logits = self.sampling.guide(*logits.chunk(2))
-        return step_logits(logits, temperature=self.sampling.temperature), states[: len(codes)]
+            states = code_states(network, rows)
+        features = states[: int(trajectory.mask.sum())]
+        read = before_head(network, states)
+        if len(states) > len(features):
+            read = sampling.guide(*read.chunk(2))
+        return _Read(states=read, features=features, head=code_head(network, sampling.temperature))
 
     def _trajectory(
         self, codes: Tensor, prompt_of: Tensor, ids: list[Tensor], outputs: Sequence[Output]

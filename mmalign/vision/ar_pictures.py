@@ -124,7 +124,9 @@ def decode_pictures(
     mean, std = _scale(pictures_of, device)
     pictures = []
     for part in codes.split(CHUNK):
-        decoded = vq.decode(part.to(device)).float() * std + mean
+        # Within autocast a picture would be another one than outside of it.
+        with torch.autocast(device.type, enabled=False):
+            decoded = vq.decode(part.to(device)).float() * std + mean
         pixels = (decoded.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
         pictures += [Image.fromarray(np.ascontiguousarray(p)) for p in pixels.numpy()]
     return pictures

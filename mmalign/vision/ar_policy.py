@@ -11,6 +11,7 @@ from mmalign.locate import locate
 from mmalign.lora import LoRA
 from mmalign.policy import Policy
 from mmalign.text.policy import DTYPES, Dtype, checkpoint_activations
+from mmalign.text.shared import share_prompts
 from mmalign.vision.ar_codes import CodeSampling
 from mmalign.vision.ar_image import ARImageAdapter
 from mmalign.vision.lvlm_policy import linear_layers
@@ -34,6 +35,8 @@ class ARImagePolicy:
         max_prompt_length: Prompts with more tokens are refused; None for no limit.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         attn_implementation: transformers' name of an attention kernel; None for its choice.
+        share_prompts: Run a prompt that several pictures share once in scoring; None where it saves
+            work. Needs transformers' "sdpa" attention.
     """
 
     model: str = "tinyworld/ar_image"
@@ -45,6 +48,7 @@ class ARImagePolicy:
     max_prompt_length: int | None = None
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None
+    share_prompts: bool | None = None
 
     def load(self) -> Policy:
         """Load the model and its processor."""
@@ -61,12 +65,15 @@ class ARImagePolicy:
         choose_trainable(model, self.lora)
         if self.gradient_checkpointing:
             checkpoint_activations(model)
+        if self.share_prompts is not False:
+            share_prompts(model.model.language_model)
         adapter = ARImageAdapter(
             processor=processor,
             vq=model.model.vqmodel,
             sampling=sampling,
             feature_size=model.config.get_text_config().hidden_size,
             max_prompt_length=self.max_prompt_length,
+            share_prompts=self.share_prompts,
         )
         return Policy(adapter=adapter, model=model)
 

@@ -8,22 +8,32 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel, ProcessorMixin
 
+from mmalign.head import Head
 from mmalign.protocols import Likelihood, Want
-from mmalign.text.adapter import answered, decoded, recorded, save_model
+from mmalign.ragged import lengths_of
+from mmalign.text.adapter import decoded, recorded, save_model
+from mmalign.text.answers import Sharing, answered, decoder_states, laid_out, recomputing, scored
 from mmalign.text.generation import Sampling, draw_uniforms, generate
-from mmalign.text.rows import left_padded, side_by_side
-from mmalign.text.scoring import padded_steps, score_rows
+from mmalign.text.lm_head import language_head
+from mmalign.text.packing import Rows, counted, further
+from mmalign.text.rows import left_padded
 from mmalign.types import Output, Prompt, Scores, Trajectory
-from mmalign.vision.lvlm_inputs import Processed, image_inputs, process, token_inputs
+from mmalign.vision.feature_cache import FeatureCache
+from mmalign.vision.features import Family, embed, features_of, picture_keys, positions_of
+from mmalign.vision.lvlm_inputs import Processed, image_inputs, process
+
+Static = Mapping[str, Any]
 
 
 class LVLMAdapter:
     """Drives the image-text-to-text models of transformers through their own processors.
 
     Every key a processor returns reaches the model. Multi-dimensional positions (Qwen2-VL and its
-    kin) are computed by the model itself.
+    kin) are computed by the model itself. In the families of `mmalign.vision.features` each picture
+    goes through the vision tower once, and once for all batches where the tower is frozen.
 
     Args:
         processor: The model's.
@@ -31,6 +41,12 @@ class LVLMAdapter:
         feature_size: Width of the hidden state that `Scores.features` holds.
         max_prompt_length: Prompts with more tokens, image tokens included, are refused; None for no
             limit.
+        family: The model's, from `mmalign.vision.features.family_of`; None reads pictures and
+            prompts anew for each answer.
+        feature_cache_mb: How much of what a frozen tower computed is kept, least recently used
+            first to leave.
+        share_prompts: Whether a prompt that several answers share runs once in scoring; None where
+            it saves work. Needs a decoder prepared by `mmalign.text.shared.share_prompts`.
     """
 
     likelihood: Likelihood = "exact"
@@ -42,11 +58,17 @@ class LVLMAdapter:
         sampling: Sampling,
         feature_size: int,
         max_prompt_length: int | None = None,
+        family: Family | None = None,
+        feature_cache_mb: int = 256,
+        share_prompts: Sharing = None,
     ) -> None:
         self.processor = processor
         self.sampling = sampling
         self.feature_size = feature_size
         self.max_prompt_length = max_prompt_length
+        self.family = family
+        self.features = FeatureCache(megabytes=feature_cache_mb)
+        self.share_prompts = share_prompts
 
     def encode(
         self,
@@ -80,24 +102,18 @@ class LVLMAdapter:
         """``group_size`` answers of each prompt; a row's draws depend on no other row."""
         network = cast(PreTrainedModel, model)
         static = self._static(prompts)
-        prompt_of = torch.arange(len(prompts)).repeat_interleave(group_size)
-        ids = [static["prompt_ids"][i] for i in prompt_of.tolist()]
-        mask = left_padded([torch.ones_like(row) for row in ids])
-        inputs = {
-            "input_ids": left_padded(ids),
-            "attention_mask": mask,
-            **_further(static, prompt_of, width=mask.shape[1], extra=0),
-        }
+        inputs = self._prefill(network, static)
         uniforms = draw_uniforms(
             generators, group_size=group_size, num_steps=self.sampling.max_new_tokens
         )
-        tokens, drawn = generate(network, _placed(inputs, network), uniforms, self.sampling)
+        drawn = generate(network, inputs, uniforms, self.sampling)
         return Trajectory(
-            mask=drawn,
-            prompt_of=prompt_of,
+            mask=drawn.mask,
+            prompt_of=torch.arange(len(prompts)).repeat_interleave(group_size),
             static=static,
-            stepwise={"token": tokens},
-            outputs=decoded(self.processor.tokenizer, tokens, drawn),
+            stepwise={"token": drawn.tokens},
+            outputs=decoded(self.processor.tokenizer, drawn.tokens, drawn.mask),
+            log_probs=drawn.log_probs,
         )
 
     def scores(
@@ -109,36 +125,16 @@ class LVLMAdapter:
         against: nn.Module | None = None,
     ) -> Scores:
         """Log-probs of the answers' tokens, nats under the sampling temperature."""
-        network = cast(PreTrainedModel, model)
-        tokens, mask = answered(trajectory, network.device)
-        prompts = trajectory.static["prompt_ids"]
-        rows = side_by_side(
-            [prompts[i].to(network.device) for i in trajectory.prompt_of.tolist()], tokens, mask
-        )
-        inputs = {
-            "input_ids": rows.input_ids,
-            "attention_mask": rows.attention_mask,
-            **_further(
-                trajectory.static,
-                trajectory.prompt_of,
-                width=rows.width,
-                extra=tokens.shape[1] - 1,
-            ),
-        }
-        if "image_grid_thw" not in inputs:
-            # Models that lay pictures out on a grid compute their own positions from it; where no
-            # row has a picture they would count padding.
-            inputs["position_ids"] = rows.position_ids
-        scores = score_rows(
-            model,
-            _placed(inputs, network),
-            tokens,
-            mask,
-            sampling=self.sampling,
-            want=want,
-            against=against,
-        )
-        return padded_steps(scores, trajectory.mask.shape[1])
+        states, head = self._read(model, trajectory)
+        other = None
+        if "kl" in want and against is not None:
+            with torch.no_grad():
+                other = self._read(against, trajectory)
+        return scored(states, head, trajectory, want=want, against=other)
+
+    def prompt_lengths(self, trajectory: Trajectory) -> Tensor:
+        """Tokens of each prompt, image tokens included; see `mmalign.protocols.Adapter`."""
+        return lengths_of(trajectory.static["prompt_ids"])
 
     def describe(self) -> str:
         """The settings that scores depend on."""
@@ -149,15 +145,91 @@ class LVLMAdapter:
         save_model(model, directory)
         self.processor.save_pretrained(str(directory))
 
+    def _read(self, model: nn.Module, trajectory: Trajectory) -> tuple[Tensor, Head]:
+        """What a network says before each scored token, ``[M, F]``, and the head that reads it."""
+        network, static = cast(PreTrainedModel, model), trajectory.static
+        tokens, mask = answered(trajectory, network.device)
+        rows = laid_out(
+            static["prompt_ids"],
+            self._positions(network, static),
+            trajectory.prompt_of.tolist(),
+            tokens,
+            mask,
+            decoder=network.get_decoder(),
+            share=self.share_prompts if self.family is not None else False,
+        )
+        if self.family is None:
+            states = _whole_states(network, rows, static)
+        else:
+            with recomputing(network):
+                features = self._features(network, static, self.family)
+            inputs = embed(network, rows.input_ids, [features[i] for i in rows.prompts])
+            states = decoder_states(network, rows, {"inputs_embeds": inputs})
+        return states, language_head(
+            network, temperature=self.sampling.temperature, banned=self.sampling.banned
+        )
+
+    def _prefill(self, network: PreTrainedModel, static: Static) -> dict[str, Tensor]:
+        """What the network reads of every prompt before it draws; see `generate`."""
+        ids = static["prompt_ids"]
+        mask = left_padded([torch.ones_like(row) for row in ids]).to(network.device)
+        if self.family is None:
+            inputs = {
+                "input_ids": left_padded(ids),
+                "attention_mask": mask,
+                **{
+                    key: left_padded([one[key] for one in static["per_token"]])
+                    for key in static["per_token"][0]
+                },
+                **image_inputs(static["per_image"]),
+            }
+            inputs = _placed(inputs, network)
+            return {**inputs, "position_ids": prompt_positions(network, inputs)}
+        features = self._features(network, static, self.family)
+        width = mask.shape[1]
+        positions = [
+            functional.pad(one, (width - one.shape[-1], 0))
+            for one in self._positions(network, static)
+        ]
+        return {
+            "inputs_embeds": embed(network, left_padded(ids).to(network.device), features),
+            "attention_mask": mask,
+            "position_ids": torch.stack(positions, -2).to(network.device),
+        }
+
+    def _features(self, network: PreTrainedModel, static: Static, family: Family) -> list[Tensor]:
+        """``[K_i, H]`` features of the pictures of each prompt."""
+        return features_of(
+            network,
+            static["per_image"],
+            static["image_keys"],
+            family=family,
+            cache=self.features,
+        )
+
+    def _positions(self, network: PreTrainedModel, static: Static) -> list[Tensor]:
+        """Of the tokens of each prompt."""
+        if self.family is None:
+            return counted(static["prompt_ids"])
+        return [
+            positions_of(network, ids, per_token, per_image, family=self.family)
+            for ids, per_token, per_image in zip(
+                static["prompt_ids"], static["per_token"], static["per_image"], strict=True
+            )
+        ]
+
     def _static(self, prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
         found = [process(self.processor, prompt, row=row) for row, prompt in enumerate(prompts)]
         for row, one in enumerate(found):
             self._check_length(one, row)
-        return {
+        static: dict[str, list[Any]] = {
             "prompt_ids": [one.ids for one in found],
             "per_token": [dict(one.per_token) for one in found],
             "per_image": [dict(one.per_image) for one in found],
         }
+        if self.family is not None:
+            static["image_keys"] = [picture_keys(one.per_image, self.family) for one in found]
+        return static
 
     def _check_length(self, one: Processed, row: int) -> None:
         limit, length = self.max_prompt_length, len(one.ids)
@@ -171,15 +243,31 @@ class LVLMAdapter:
         )
 
 
-def _further(
-    static: Mapping[str, Any], prompt_of: Tensor, *, width: int, extra: int
-) -> dict[str, Tensor]:
-    """What the model takes beside ids and mask: the rows' keys, each row owning its pictures."""
-    rows = prompt_of.tolist()
-    return {
-        **token_inputs([static["per_token"][i] for i in rows], width=width, extra=extra),
-        **image_inputs([static["per_image"][i] for i in rows]),
+def prompt_positions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
+    """``[P, L]`` positions of prompts, or ``[3, P, L]`` in models with axes for rows and columns.
+
+    Those that the model's own generation begins with; the answer goes on behind the largest.
+    """
+    found: Tensor = model._prepare_position_ids_for_generation(inputs["input_ids"], dict(inputs))
+    # Four axes are three and, before them, the plain count, which tells packed rows apart.
+    return found[1:] if found.dim() == 3 and len(found) == 4 else found
+
+
+def _whole_states(network: PreTrainedModel, rows: Rows, static: Static) -> Tensor:
+    """``[M, F]``: every row with its own pictures through the whole model, as its authors do it."""
+    inputs = {
+        "input_ids": rows.input_ids,
+        "attention_mask": rows.attention_mask,
+        **further(rows, static["per_token"]),
+        **image_inputs([static["per_image"][i] for i in rows.prompts]),
     }
+    if "image_grid_thw" not in inputs:
+        # Models that lay pictures out on a grid compute their own positions from it; where no row
+        # has a picture they would count padding.
+        inputs["position_ids"] = rows.position_ids
+    with recomputing(network):
+        output = network.base_model(**_placed(inputs, network), use_cache=False)
+    return rows.predicting(output.last_hidden_state)
 
 
 def _placed(inputs: dict[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:

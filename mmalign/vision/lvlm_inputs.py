@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmalign.text.ids import Conversation
-from mmalign.text.rows import left_padded
 from mmalign.types import Prompt
 
 if TYPE_CHECKING:
@@ -73,24 +72,6 @@ def process(processor: ProcessorMixin, prompt: Prompt, *, row: int) -> Processed
         per_token={k: found[k][0] for k in sorted(aligned - set(LAID_OUT))},
         per_image={k: found[k] for k in sorted(found.keys() - aligned)},
     )
-
-
-def token_inputs(
-    values: Sequence[Mapping[str, Tensor]], *, width: int, extra: int
-) -> dict[str, Tensor]:
-    """Per-token keys as ``[B, width + extra]``: padded on the left, 0 (text) over the answer.
-
-    Args:
-        values: The per-token keys of each row; all rows have the same keys.
-        width: L, the width of the longest prompt.
-        extra: Answer columns.
-    """
-    found = {}
-    for key in values[0]:
-        prompts = left_padded([value[key] for value in values])
-        assert prompts.shape[1] == width
-        found[key] = functional.pad(prompts, (0, extra))
-    return found
 
 
 def image_inputs(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

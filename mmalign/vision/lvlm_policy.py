@@ -15,7 +15,10 @@ from mmalign.lora import LoRA
 from mmalign.policy import Policy
 from mmalign.text.generation import Sampling
 from mmalign.text.ids import stop_ids_of
+from mmalign.text.lm_head import check_head
 from mmalign.text.policy import DTYPES, Dtype, checkpoint_activations
+from mmalign.text.shared import share_prompts
+from mmalign.vision.features import family_of
 from mmalign.vision.lvlm import LVLMAdapter
 from mmalign.vision.lvlm_inputs import placeholder_ids, renderer
 
@@ -36,6 +39,9 @@ class LVLMPolicy:
         temperature: Of sampling, and of the distribution that is scored.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         attn_implementation: transformers' name of an attention kernel; None for its choice.
+        feature_cache_mb: How much of what a frozen vision tower computed is kept for later batches.
+        share_prompts: Run a prompt that several answers share once in scoring; None where it saves
+            work. Needs transformers' "sdpa" attention.
     """
 
     model: str = "tinyworld/lvlm"
@@ -47,6 +53,8 @@ class LVLMPolicy:
     temperature: float = 1.0
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None
+    feature_cache_mb: int = 256
+    share_prompts: bool | None = None
 
     def load(self) -> Policy:
         """Load the model and its processor."""
@@ -63,6 +71,10 @@ class LVLMPolicy:
             tower.requires_grad_(self.train_vision_tower)
         if self.gradient_checkpointing:
             checkpoint_activations(model)
+        check_head(model)
+        family = family_of(model)
+        if family is not None and self.share_prompts is not False:
+            share_prompts(model.get_decoder())
         adapter = LVLMAdapter(
             processor=processor,
             sampling=Sampling(
@@ -73,6 +85,9 @@ class LVLMPolicy:
             ),
             feature_size=model.config.get_text_config().hidden_size,
             max_prompt_length=self.max_prompt_length,
+            family=family,
+            feature_cache_mb=self.feature_cache_mb,
+            share_prompts=self.share_prompts,
         )
         return Policy(adapter=adapter, model=model)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,11 @@ from core_parts import offline, trace, training
 from torch import Tensor
 
 from mmalign import lora, references
+from mmalign.fingerprints import row_keys
 from mmalign.lora import LoRA
 from mmalign.policy import Policy
 from mmalign.protocols import Reference
 from mmalign.references import Frozen, LoRAOff, NamedLoRA, Recorded, RecordedReference
-from mmalign.store import ScoreStore, row_keys
 from mmalign.text import TextPolicy
 from mmalign.trainer import Trainer
 from mmalign.types import Trajectory
@@ -204,6 +205,61 @@ def test_every_row_is_computed_once(model: str, tmp_path: Path) -> None:
     assert len(list((tmp_path / "scores").iterdir())) == 1
 
 
+def test_only_what_a_damaged_file_held_is_computed_again(model: str, tmp_path: Path) -> None:
+    """Four rows in one file and four in another, whose last byte is flipped: 4, not 8 or 0.
+
+    The scores are those of the live reference, bit for bit where they were read.
+    """
+    policy = policy_of(model)
+    rows = trajectory_of(policy)
+    recorded = Recorded(folder=str(tmp_path)).build(policy)
+    for part in (slice(0, 4), slice(4, 6)):
+        recorded.scores(rows.rows(torch.arange(6)[part]))
+        recorded.close()
+    first, second = sorted(tmp_path.glob("*/shard-*"), key=lambda path: -path.stat().st_size)
+    content = bytearray(first.read_bytes())
+    content[-1] ^= 1
+    first.write_bytes(content)
+    again = Recorded(folder=str(tmp_path)).build(policy)
+    again.inner = counter = Counting(again.inner)
+    torch.testing.assert_close(again.scores(rows), LoRAOff().build(policy).scores(rows))
+    assert counter.rows == 4 and second.is_file() and not first.is_file()
+    again.scores(rows)
+    assert counter.rows == 4
+
+
+def test_equal_rows_of_a_batch_are_computed_once(model: str, tmp_path: Path) -> None:
+    policy = policy_of(model)
+    rows = trajectory_of(policy).rows(torch.tensor([0, 1, 0, 0]))
+    recorded = Recorded(folder=str(tmp_path)).build(policy)
+    recorded.inner = counter = Counting(recorded.inner)
+    found = recorded.scores(rows)
+    assert counter.rows == 2
+    assert torch.equal(found[0], found[2]) and torch.equal(found[0], found[3])
+
+
+def test_a_store_says_what_it_was_computed_by(model: str, sft: str, tmp_path: Path) -> None:
+    """In plain text, so that a person sees why two folders differ."""
+    for spec in (LoRAOff(), NamedLoRA(path=sft)):
+        Recorded(folder=str(tmp_path), of=spec).build(policy_of(model))
+    said = [json.loads(path.read_text()) for path in tmp_path.glob("*/fingerprint.json")]
+    assert len(said) == 2
+    assert {about["lora"] for about in said} == {"none", "reference"}
+    for about in said:
+        assert about["network"] == "LlamaForCausalLM" and about["dtype"] == "float32"
+        assert "temperature=1.0" in about["adapter"] and "torch 2." in about["code"]
+
+
+def test_another_tokenizer_or_template_is_another_key(model: str, tmp_path: Path) -> None:
+    """Both act through the ids of a row alone, and those are its key."""
+    policy = policy_of(model)
+    rows = trajectory_of(policy)
+    plain = row_keys(rows)
+    tokenizer = policy.adapter.tokenizer
+    tokenizer.chat_template = "{{ messages[0]['content'] }} ."
+    assert not set(row_keys(trajectory_of(policy))) & set(plain)
+
+
 def test_an_interrupted_run_keeps_what_it_computed(model: str, tmp_path: Path) -> None:
     from mmalign.trainer import Interrupted
 
@@ -231,6 +287,7 @@ def test_another_reference_never_reads_the_store(model: str, sft: str, tmp_path:
     with torch.no_grad():
         moved.model.get_input_embeddings().weight[3, 5] += 1e-6
     policies["a weight moved by a hair"] = moved
+    policies["another dtype"] = policy_of(model, dtype="bfloat16")
     found = {name: LoRAOff().build(policy).fingerprint() for name, policy in policies.items()}
     found["a LoRA"] = NamedLoRA(path=sft).build(policy_of(model)).fingerprint()
     louder = tmp_path / "louder"
@@ -294,6 +351,7 @@ def test_a_key_is_the_row_alone() -> None:
     assert row_keys(Trajectory.concatenate([other, whole]))[2:] == keys
     garbage = made(stepwise={"token": torch.tensor([[4, 7, 2], [9, 2, 3]])})
     assert row_keys(garbage) == keys
+    assert row_keys(made(log_probs=torch.randn(2, 3))) == keys
     longer = Trajectory.concatenate([whole, made(mask=torch.ones(2, 3, dtype=torch.bool))])
     assert row_keys(longer)[:2] == keys
 
@@ -314,35 +372,3 @@ def test_a_key_is_the_row_alone() -> None:
 )
 def test_a_key_is_everything_a_score_depends_on(changes: dict[str, Any]) -> None:
     assert row_keys(made(**changes))[0] != row_keys(made())[0]
-
-
-def test_shards_are_written_whole(tmp_path: Path) -> None:
-    """What a crash leaves of a shard has another name and is not read; a flush adds a new shard."""
-    store = ScoreStore(tmp_path)
-    store.add("a", torch.tensor([1.0, 2.0]))
-    store.flush()
-    store.add("b", torch.tensor([3.0]))
-    store.flush()
-    store.add("lost", torch.tensor([4.0]))
-    (tmp_path / ".tmp-1-torn").write_bytes(b"half a shard")
-    again = ScoreStore(tmp_path)
-    assert len(again) == 2 and "lost" not in again
-    assert torch.equal(again["a"], torch.tensor([1.0, 2.0]))
-    assert torch.equal(again["b"], torch.tensor([3.0]))
-    assert len(list(tmp_path.glob("shard-*.safetensors"))) == 2
-
-
-def test_killed_while_a_shard_is_written(tmp_path: Path) -> None:
-    """At every file operation of a flush: the shard is there whole, or is not there."""
-    from test_checkpoint import killed_at
-
-    for operation in range(1, 20):
-        root = tmp_path / str(operation)
-        store = ScoreStore(root)
-        store.add("a", torch.tensor([1.0, 2.0]))
-        code = killed_at(operation, root, store.flush)
-        again = ScoreStore(root)
-        assert len(again) == 0 or torch.equal(again["a"], torch.tensor([1.0, 2.0]))
-        if code == 0:
-            break
-    assert code == 0 and operation > 2 and len(again) == 1

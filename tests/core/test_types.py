@@ -50,6 +50,20 @@ def test_rows_keep_their_prompt() -> None:
     assert cut.stepwise["token"][:, 0].tolist() == [500, 200]
 
 
+def test_log_probs_of_sampling_follow_their_steps() -> None:
+    """Through rows, windows and copies; joined, they are kept only where every part has them."""
+    plain = trajectory(4, 3)
+    drawn = replace(plain, log_probs=-plain.stepwise["token"].float())
+    assert drawn.rows(torch.tensor([2, 0])).log_probs.tolist() == [[-200, -201, -202], [0, -1, -2]]
+    assert drawn.steps(slice(1, 2)).log_probs[:, 0].tolist() == [-1, -101, -201, -301]
+    assert torch.equal(drawn.to("cpu").log_probs, drawn.log_probs)
+    short = drawn.steps(slice(0, 2))
+    joined = Trajectory.concatenate([short, drawn]).log_probs
+    assert joined.shape == (8, 3) and joined[1].tolist() == [-100, -101, 0]
+    assert Trajectory.concatenate([drawn, plain]).log_probs is None
+    assert plain.rows(torch.tensor([1])).log_probs is None
+
+
 def test_pairs_follow_their_rows() -> None:
     """A pair stays where both sides do, with its coefficient."""
     cut = batch().rows(torch.tensor([5, 4, 0, 2, 3]))
@@ -101,7 +115,8 @@ def test_windows_of_steps_hold_every_step_once() -> None:
     pieces = list(made.microbatches(rows=4, steps=3, additive_over="step"))
     assert [tuple(p.weight.shape) for p in pieces] == [(4, 3), (4, 1), (2, 3), (2, 1)]
     assert sum(float(p.weight.sum()) for p in pieces) == float(made.weight.sum())
-    assert pieces[1].trajectory.stepwise["latent"][:, 0, 0].tolist() == [3, 103, 203, 303]
+    # Rows 0 to 5 have 1, 2, 3, 4, 1, 2 steps; the longest come first.
+    assert pieces[1].trajectory.stepwise["latent"][:, 0, 0].tolist() == [303, 203, 103, 503]
 
 
 def test_steps_that_cannot_be_cut_are_refused() -> None:

@@ -84,6 +84,8 @@ def test_ratio_is_one_right_after_sampling(
         _, std = family.process.move(empty, empty, *at, policy.adapter.settings.denoising.amount)  # type: ignore[attr-defined]
         expected = (-noise.square() / 2).mean((1, 2, 3)) - std.log() - 0.9189385
         torch.testing.assert_close(scores.log_probs[:, step], expected, atol=1e-4, rtol=0)
+    assert trajectory.log_probs is not None and trajectory.log_probs.dtype == torch.float32
+    assert (scores.log_probs - trajectory.log_probs).exp().sub(1).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -201,6 +203,8 @@ def test_a_fraction_of_the_moves(folders: dict[str, str], prompts: list[Prompt])
     assert trajectory.mask.sum(1).tolist() == [2, 2, 2, 2]
     assert torch.equal(trajectory.mask[0], trajectory.mask[1])
     assert (policy.scores(trajectory).log_probs[~trajectory.mask] == 0).all()
+    assert trajectory.log_probs is not None
+    assert torch.equal(trajectory.log_probs != 0, trajectory.mask)
 
 
 def test_features_have_the_declared_size(folders: dict[str, str], prompts: list[Prompt]) -> None:

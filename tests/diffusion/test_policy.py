@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from mmalign.diffusion import DiffusionPolicy, FlowPolicy
-from mmalign.diffusion.families import PromptCache, family_of
+from mmalign.diffusion.families import family_of
 from mmalign.lora import LoRA
 from mmalign.types import Prompt
 from tests.diffusion import tiny
@@ -83,21 +82,6 @@ def test_schedulers_whose_moves_have_no_density_are_refused() -> None:
         flow_process(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
     with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler"):
         flow_process(DDIMScheduler())
-
-
-def test_every_prompt_is_embedded_once() -> None:
-    """Known prompts are not read again; a batch larger than the cache still comes out whole."""
-    read: list[str] = []
-
-    def embed(texts: list[str]) -> dict[str, torch.Tensor]:
-        read.extend(texts)
-        return {"states": torch.tensor([[float(len(t))] for t in texts])}
-
-    cache = PromptCache(embed, limit=2)
-    assert cache(["a", "bb", "a"])["states"].flatten().tolist() == [1, 2, 1]
-    assert read == ["a", "bb"]
-    assert cache(["a", "ccc", "dddd"])["states"].flatten().tolist() == [1, 3, 4]
-    assert read == ["a", "bb", "ccc", "dddd"] and len(cache.known) == 2
 
 
 def test_two_halves_are_one_call(folders: dict[str, str]) -> None:

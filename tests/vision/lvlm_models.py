@@ -1,4 +1,4 @@
-"""Tiny random vision-language models of three families, with processors made on the spot."""
+"""Tiny random vision-language models of four families, with processors made on the spot."""
 
 from collections.abc import Callable
 
@@ -9,6 +9,10 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+    LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -23,9 +27,11 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from mmalign.text import shared
 from mmalign.text.generation import Sampling
 from mmalign.text.ids import stop_ids_of
 from mmalign.tinyworld.tokenizer import build_tokenizer
+from mmalign.vision.features import family_of
 from mmalign.vision.lvlm import LVLMAdapter
 from mmalign.vision.lvlm_inputs import placeholder_ids, renderer
 
@@ -84,6 +90,40 @@ def llava(dropout: float = 0.0) -> tuple[PreTrainedModel, ProcessorMixin]:
         num_additional_image_tokens=1,
     )
     return LlavaForConditionalGeneration(config).eval(), processor
+
+
+def llava_next(dropout: float = 0.0) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """As LLaVA, and larger pictures in tiles of 16 px besides, a mark at the end of each line."""
+    tokenizer = build_tokenizer()
+    square = {"height": 16, "width": 16}
+    tiles = [[16, 32], [32, 16], [32, 32]]
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=24,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=8,
+            attention_dropout=dropout,
+        ),
+        text_config=LlamaConfig(vocab_size=len(tokenizer), attention_dropout=dropout, **LANGUAGE),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+        image_grid_pinpoints=tiles,
+        initializer_range=0.3,
+    )
+    processor = LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessor(
+            size=square, crop_size=square, image_grid_pinpoints=tiles
+        ),
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        chat_template=tokenizer.chat_template,
+        num_additional_image_tokens=1,
+    )
+    return LlavaNextForConditionalGeneration(config).eval(), processor
 
 
 def _qwen_tokenizer() -> tuple[PreTrainedTokenizerFast, dict[str, int]]:
@@ -161,6 +201,7 @@ def qwen2_5_vl(dropout: float = 0.0) -> tuple[PreTrainedModel, ProcessorMixin]:
 
 FAMILIES: dict[str, Callable[..., tuple[PreTrainedModel, ProcessorMixin]]] = {
     "llava": llava,
+    "llava_next": llava_next,
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
 }
@@ -173,8 +214,13 @@ def adapter_of(
     temperature: float = 1.0,
     max_new_tokens: int = 6,
     max_prompt_length: int | None = None,
+    feature_cache_mb: int = 256,
+    share_prompts: bool | None = None,
+    plain: bool = False,
 ) -> LVLMAdapter:
-    """The adapter as `LVLMPolicy.load` builds it."""
+    """The adapter as `LVLMPolicy.load` builds it; ``plain`` as for a model of no known family."""
+    if share_prompts is not False and not plain:
+        shared.share_prompts(model.get_decoder())
     return LVLMAdapter(
         processor=processor,
         sampling=Sampling(
@@ -185,6 +231,9 @@ def adapter_of(
         ),
         feature_size=WIDTH,
         max_prompt_length=max_prompt_length,
+        family=None if plain else family_of(model),
+        feature_cache_mb=feature_cache_mb,
+        share_prompts=share_prompts,
     )
 
 

@@ -134,6 +134,27 @@ class TestSampling:
         scored = adapter.scores(model, found).log_probs
         wanted = expected.gather(-1, codes.unsqueeze(-1)).squeeze(-1)
         assert (scored - wanted).exp().sub(1).abs().max() < 1e-4
+        assert found.log_probs is not None
+        assert (scored - found.log_probs).exp().sub(1).abs().max() < 1e-4
+
+    def test_sampling_records_what_scoring_says(self, model: JanusForConditionalGeneration) -> None:
+        """Also where the conditional distribution is scored and the guided one was drawn from."""
+        adapter = build_adapter(model, guidance_scale=5.0, guided_log_probs=False)
+        found = sampled(adapter, model)
+        scored = adapter.scores(model, found).log_probs
+        assert found.log_probs is not None
+        assert (scored - found.log_probs).exp().sub(1).abs().max() < 1e-4
+
+    def test_a_prompt_is_read_once(self, model: JanusForConditionalGeneration) -> None:
+        """Three prompts and three unconditional ones, then two rows for each of nine pictures."""
+        seen: list[tuple[int, ...]] = []
+        layer = model.model.language_model.layers[0]
+        hook = layer.register_forward_pre_hook(
+            lambda _, args: seen.append(tuple(args[0].shape[:2]))
+        )
+        sampled(build_adapter(model), model)
+        hook.remove()
+        assert seen == [(6, 12), *[(18, 1)] * (NUM_CODES - 1)]
 
     def test_guidance_matters(self, model: JanusForConditionalGeneration) -> None:
         """A guard of the test above: with w = 5 the distribution is really another one."""

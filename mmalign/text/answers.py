@@ -1,0 +1,129 @@
+"""Scoring answers: one forward pass of the decoder, and the head where a token is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from mmalign.head import Head, head_scores
+from mmalign.protocols import Want
+from mmalign.text.packing import Rows, answer_lengths, packed, side_by_side
+from mmalign.text.shared import shares_prompts, worth_sharing
+from mmalign.types import Scores, Trajectory
+
+Sharing = bool | None
+"""Whether a shared prompt runs once: always, never, or (None) where it saves work."""
+
+
+def laid_out(
+    prompts: Sequence[Tensor],
+    positions: Sequence[Tensor],
+    prompt_of: Sequence[int],
+    tokens: Tensor,
+    mask: Tensor,
+    *,
+    decoder: PreTrainedModel,
+    share: Sharing,
+) -> Rows:
+    """The rows of one forward pass: packed where that is wished for, possible and worth it.
+
+    Args:
+        prompts: P ragged ``[L_i]`` int64.
+        positions: Of each prompt's tokens, ``[L_i]`` or ``[A, L_i]``.
+        prompt_of: B prompt numbers.
+        tokens: ``[B, T]`` int64, the answers.
+        mask: ``[B, T]`` bool, what is scored.
+        decoder: Able to take packed rows or not.
+        share: Whether a shared prompt runs once.
+    """
+    able = share is not False and shares_prompts(decoder)
+    if able and share is None:
+        lengths = [len(ids) for ids in prompts]
+        able = worth_sharing(lengths, prompt_of, answer_lengths(mask))
+    return (packed if able else side_by_side)(prompts, positions, prompt_of, tokens, mask)
+
+
+def decoder_states(network: PreTrainedModel, rows: Rows, inputs: Mapping[str, Tensor]) -> Tensor:
+    """``[M, F]`` hidden states that the scored tokens are predicted from, row by row.
+
+    Args:
+        network: A model with a language head.
+        rows: The layout.
+        inputs: ``input_ids``, or ``inputs_embeds``, of the rows.
+    """
+    with recomputing(network):
+        states = network.get_decoder()(**inputs, **rows.settings()).last_hidden_state
+    return rows.predicting(states)
+
+
+def answered(trajectory: Trajectory, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens and mask ``[B, T']`` of the rows, without the columns that no row reaches."""
+    used = trajectory.mask.any(0).nonzero()
+    width = int(used.max()) + 1 if len(used) else 1
+    tokens = trajectory.stepwise["token"][:, :width].to(device)
+    return tokens, trajectory.mask[:, :width].to(device)
+
+
+def scored(
+    states: Tensor,
+    head: Head,
+    trajectory: Trajectory,
+    *,
+    want: Want = frozenset(),
+    against: tuple[Tensor, Head] | None = None,
+    features: Tensor | None = None,
+) -> Scores:
+    """What the head says of the scored tokens, laid back into rows.
+
+    Args:
+        states: ``[M, D]`` what the head reads where the M scored tokens are predicted, row by row.
+        head: The language model's.
+        trajectory: B rows of T steps with M scored ones.
+        want: Further fields of `Scores`.
+        against: The reference's states and head, where ``"kl"`` is wanted.
+        features: ``[M, F]`` what `Scores.features` is to hold; None for ``states``.
+
+    Returns:
+        ``[B, T]`` float32 under every field asked for; 0, without gradient, where masked.
+    """
+    mask = trajectory.mask.to(states.device)
+    tokens = trajectory.stepwise["token"].to(states.device)[mask]
+    found = head_scores(states, tokens, head, want=want - {"features"}, against=against)
+    if "features" in want:
+        found["features"] = (states if features is None else features).float()
+    return Scores(**{name: _laid_back(value, mask) for name, value in found.items()})
+
+
+def _laid_back(values: Tensor, mask: Tensor) -> Tensor:
+    """``[M, ...]`` values at the True places of ``[B, T]``, zeros elsewhere."""
+    rows = values.new_zeros(*mask.shape, *values.shape[1:])
+    rows[mask] = values
+    return rows
+
+
+@contextmanager
+def recomputing(model: nn.Module) -> Iterator[None]:
+    """Within, gradient checkpointing works though the model is in eval mode.
+
+    transformers recomputes activations only in layers whose own flag says training. The flag is
+    raised on those layers alone: their dropout modules stay in eval mode, so scoring stays a
+    deterministic function.
+    """
+    layers = [
+        m
+        for m in model.modules()
+        if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing
+    ]
+    before = [layer.training for layer in layers]
+    for layer in layers:
+        layer.training = torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer.training = value
