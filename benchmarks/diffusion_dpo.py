@@ -197,12 +197,12 @@ def script(settings: Settings) -> Measured:
 def case(*, lora: bool, fixed_noise: bool) -> Settings:
     """A row of the table; the rate moves the loss in both."""
     rate = 1e-3 if lora else 1e-5
-    return {**pictures.MODEL, "batch": 2, "lora": lora, "fixed_noise": fixed_noise, "rate": rate}
+    return {**pictures.MODEL, "batch": 1, "lora": lora, "fixed_noise": fixed_noise, "rate": rate}
 
 
 CELL = Cell(
     name="diffusion_dpo",
-    title="Diffusion-DPO, 2 pairs a step, second epoch on, answers of VAE and text encoder cached",
+    title="Diffusion-DPO, a pair a step, second epoch on, answers of VAE and text encoder cached",
     unit="pairs",
     cases={
         "LoRA": case(lora=True, fixed_noise=False),

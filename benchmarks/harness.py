@@ -166,7 +166,8 @@ def main(cell: Cell, arguments: Sequence[str] | None = None) -> None:
         case = _run_case(cell, name, settings, rounds=options.rounds)
         case["allow_busy"] = options.allow_busy
         case["summary"] = summary(case) if case["agree"] else {}
-        result["cases"][name] = case
+        found = {**result["cases"], name: case}
+        result["cases"] = {k: found[k] for k in cell.cases if k in found}
         _write(result, Path(options.output))
     print(markdown(result))
     if not all(result["cases"][name]["summary"] for name in names):

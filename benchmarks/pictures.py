@@ -136,9 +136,9 @@ def flow(settings: Settings) -> StableDiffusion3Pipeline:
     )  # fmt: skip
     for parameter in transformer.parameters():
         # As it is initialised it answers 0 whatever it is asked.
-        torch.nn.init.normal_(parameter, std=0.03)
+        torch.nn.init.normal_(parameter, std=0.06)
     return StableDiffusion3Pipeline(
-        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
         vae=vae(settings), text_encoder=encoders[0], tokenizer=tokenizer(),
         text_encoder_2=encoders[1], tokenizer_2=tokenizer(), text_encoder_3=None, tokenizer_3=None,
     )  # fmt: skip

@@ -24,6 +24,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     notes = []
     for name, case in result["cases"].items():
         notes.append(f"{name}: {_counted(case)}.")
+        notes += [f"{name}: {note}." for note in case.get("notes", ())]
         for number, (side, found) in enumerate(case["summary"].items()):
             lines.append(_row(name, side, found, is_ours=number == 0))
     return "\n".join([*lines, "", *(f"* {note}" for note in notes)])

@@ -138,7 +138,8 @@ def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
 def amount(number: float, unit: str) -> str:
     """Three digits and a decimal prefix: ``amount(4.78e10, "FLOP")`` is "47.8 GFLOP"."""
     for prefix, scale in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= scale:
+        # What three digits round to the next prefix belongs to it.
+        if number >= 0.9995 * scale:
             return f"{number / scale:.3g} {prefix}{unit}"
     return f"{number:.3g} {unit}"
 
@@ -146,7 +147,7 @@ def amount(number: float, unit: str) -> str:
 def size(number: float) -> str:
     """Bytes with a binary prefix: ``size(1.5 * 2**30)`` is "1.5 GiB"."""
     for prefix, scale in (("T", 2**40), ("G", 2**30), ("M", 2**20), ("K", 2**10)):
-        if number >= scale:
+        if number >= 999.5 / 1024 * scale:
             return f"{number / scale:.3g} {prefix}iB"
     return f"{number:.0f} B"
 

@@ -30,7 +30,7 @@ from mmalign.tokens import TOP_K
 
 __all__ = ["Head", "head_scores"]
 
-KEPT_BYTES = 32 * 2**20
+KEPT_BYTES = 28 * 2**20
 Tiles = dict[tuple[int, int], Tensor]
 """Logits by first symbol and first row."""
 TOP = ("top_k_mass", "top_k_entropy")

@@ -6,15 +6,14 @@ import math
 import resource
 import sys
 import time
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from mmalign import cost, invariants
 from mmalign.cost import amount, duration, size
-from mmalign.flops import FlopCounter, Product, limit_seconds, measured_peaks
+from mmalign.flops import FlopCounter, limit_seconds, measured_peaks
 from mmalign.invariants import CheckLine
 from mmalign.speed import Useful, useful
 from mmalign.trainer import Trainer
@@ -31,8 +30,6 @@ class Dry:
         drawing: Seconds that sampling or reading it took, judging included.
         scoring: Seconds of the passes without gradient: the reference, and what else is recorded.
         updating: Seconds of forward and backward pass.
-        before: Products of the passes without gradient.
-        during: Products of forward and backward pass.
     """
 
     batch: Batch
@@ -40,8 +37,6 @@ class Dry:
     drawing: float
     scoring: float
     updating: float
-    before: Counter[Product]
-    during: Counter[Product]
 
 
 def check(trainer: Trainer, *, batches: int = 2) -> list[CheckLine]:
@@ -63,34 +58,29 @@ def check(trainer: Trainer, *, batches: int = 2) -> list[CheckLine]:
     for number in range(batches):
         start = time.perf_counter()
         drawn = next(source)
-        drawing = time.perf_counter() - start
-        start = time.perf_counter()
-        with FlopCounter() as before:
-            batch = trainer.credited(drawn)
-        scoring = time.perf_counter() - start
+        read = time.perf_counter()
+        batch = trainer.credited(drawn)
+        credited = time.perf_counter()
         lines.append(_found(batch, number))
         if not invariants.has_signal(batch):
             detail = "every group is tied: nothing would be learned from this batch"
             lines.append(CheckLine(name="signal", ok=False, detail=detail))
             continue
         lines += _start(trainer, batch)
-        start = time.perf_counter()
-        with FlopCounter() as during:
-            lines += _gradient(trainer, batch)
+        begun = time.perf_counter()
+        lines += _gradient(trainer, batch)
         found.append(
             Dry(
                 batch=batch,
                 useful=useful(batch.trajectory, trainer.prompt_lengths(batch)),
-                drawing=drawing,
-                scoring=scoring,
-                updating=time.perf_counter() - start,
-                before=before.products,
-                during=during.products,
+                drawing=read - start,
+                scoring=credited - read,
+                updating=time.perf_counter() - begun,
             )
         )
-    trainer.optimizer.zero_grad()
     if found:
         lines += [*_work(trainer, found), _memory(trainer, found[-1]), _duration(trainer, found)]
+    trainer.optimizer.zero_grad()
     return lines
 
 
@@ -138,26 +128,35 @@ def _start(trainer: Trainer, batch: Batch) -> list[CheckLine]:
 
 
 def _work(trainer: Trainer, found: list[Dry]) -> list[CheckLine]:
-    """FLOPs of an update by pass, and the least time for them on this machine."""
+    """FLOPs of an update by pass, and the least time for them on this machine.
+
+    Counting takes time of its own, so the last batch is computed once more for it.
+    """
     last, updates = found[-1], trainer.run.training.updates_per_batch
-    with FlopCounter() as forward:
+    bare = replace(last.batch, reference=None, behaviour=None, values=None)
+    with FlopCounter() as before, torch.no_grad():
+        trainer.scored(bare)
+    with FlopCounter() as forward, torch.no_grad():
         trainer.own_scores(last.batch)
-    backward = last.during.total() - forward.total
-    worth = f"{last.useful.number:,.0f} useful {last.useful.unit}"
+    with FlopCounter() as both:
+        trainer.backward(last.batch, last.batch.denominator)
     detail = (
-        f"{amount(forward.total, 'FLOP')} forward, {amount(backward, 'FLOP')} backward, "
-        f"{amount(last.before.total() / updates, 'FLOP')} reference and other passes without "
-        f"gradient, for {worth}"
+        f"{amount(forward.total, 'FLOP')} forward, {amount(both.total - forward.total, 'FLOP')} "
+        f"backward, {amount(before.total / updates, 'FLOP')} reference and other passes without "
+        f"gradient, for {last.useful.number:,.0f} useful {last.useful.unit}"
     )
     lines = [CheckLine(name="work of an update", ok=True, detail=detail)]
-    peaks = measured_peaks(last.during, device=trainer.accelerator.device)
+    peaks = measured_peaks(both.products, device=trainer.accelerator.device)
     if not peaks:
         return lines
-    limits = [limit_seconds(d.during + d.before, peaks) for d in found]
-    reached = [limit / (d.scoring + d.updating) for limit, d in zip(limits, found, strict=True)]
-    limit = limit_seconds(last.during, peaks) + limit_seconds(last.before, peaks) / updates
+    limit, once = limit_seconds(both.products, peaks), limit_seconds(before.products, peaks)
+    reached = [
+        (limit + once) * d.useful.number / last.useful.number / (d.scoring + d.updating)
+        for d in found
+    ]
+    least = limit + once / updates
     detail = (
-        f"{duration(limit)} an update, {last.useful.number / limit:,.0f} {last.useful.unit}/s, at "
+        f"{duration(least)} an update, {last.useful.number / least:,.0f} {last.useful.unit}/s, at "
         f"the measured peak of {amount(max(peaks.values()), 'FLOP/s')}; the batches above reached "
         + ", ".join(f"{100 * share:.0f} %" for share in reached)
     )

@@ -24,6 +24,7 @@ import uuid
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +157,8 @@ class TensorStore:
             path,
             problem,
         )
-        # Another process may have done the same a moment ago.
-        if path.is_file():
+        # Another process may do the same at this moment.
+        with suppress(FileNotFoundError):
             path.rename(path.with_name(f"damaged-{path.name}"))
 
     def _open(self, shard: int) -> tuple[Any, list[str]]:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 """What the buffers of a tile take together; on a GPU starting a kernel costs more than memory."""
+TILE_ROWS = {"cpu": 512, "cuda": 4096}
+"""States in a tile where memory allows: the gradient of the weight is summed up once a tile."""
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -162,13 +164,15 @@ class Tiling:
 def tiling(side: Side, *, buffers: int) -> Tiling:
     """Tiles such that ``buffers`` of them, and as much again for the weight, fit `TILE_BYTES`."""
     (count, width), symbols = side.states.shape, len(side.head.weight)
-    numbers = TILE_BYTES.get(side.states.device.type, TILE_BYTES["cpu"]) // side.work.itemsize
-    wide = min(symbols, max(1, numbers // 2 // width))
-    tall = max(1, min(count, numbers // 2 // buffers // wide))
+    device = side.states.device
+    kind = device.type if device.type in TILE_BYTES else "cpu"
+    half = TILE_BYTES[kind] // side.work.itemsize // 2
+    tall = max(1, min(count, TILE_ROWS[kind], half // buffers))
+    wide = max(1, min(symbols, half // width, half // buffers // tall))
     return Tiling(
         rows=list(_cut(count, tall)),
         symbols=list(_cut(symbols, wide)),
-        buffers=torch.empty(buffers, tall * wide, dtype=side.work, device=side.states.device),
+        buffers=torch.empty(buffers, tall * wide, dtype=side.work, device=device),
     )
 
 

@@ -162,7 +162,10 @@ class Trainer:
     @torch.no_grad()
     def credited(self, batch: Batch) -> Batch:
         """The batch with reference, behaviour and value scores, and credit."""
-        batch = batch.to(self.accelerator.device)
+        return self.objective.credit(self.scored(batch.to(self.accelerator.device)))
+
+    def scored(self, batch: Batch) -> Batch:
+        """The batch with the scores that the objective needs and the batch lacks."""
         needs = self.objective.needs
         if "reference" in needs and batch.reference is None:
             assert self.reference is not None
@@ -176,7 +179,7 @@ class Trainer:
             own = self.own_scores(batch)
             old = own.log_probs if batch.behaviour is None else batch.behaviour
             batch = replace(batch, behaviour=old, values=own.values)
-        return self.objective.credit(batch)
+        return batch
 
     def _reference_scores(self, batch: Batch) -> Tensor:
         assert self.reference is not None

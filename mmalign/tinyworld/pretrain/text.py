@@ -29,7 +29,11 @@ MAX_NEW_TOKENS = 32
 
 
 def language_config(
-    tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, num_layers: int
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    hidden_size: int,
+    num_layers: int,
+    initializer_range: float = 0.02,
 ) -> LlamaConfig:
     """A Llama over the tiny world's words: rotary positions, tied embeddings, heads of 32."""
     return LlamaConfig(
@@ -41,6 +45,7 @@ def language_config(
         num_key_value_heads=hidden_size // 32,
         max_position_embeddings=256,
         tie_word_embeddings=True,
+        initializer_range=initializer_range,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
