@@ -26,10 +26,11 @@ from torch.autograd.function import once_differentiable
 from mmalign.online import Job, Sums
 from mmalign.protocols import Want
 from mmalign.tiles import Block, Head, Side, Tiling, accumulate, without
-from mmalign.tokens import TOP_K
 
 __all__ = ["Head", "head_scores"]
 
+TOP_K = 10
+"""How many of the likeliest symbols `top_k_mass` and `top_k_entropy` are about."""
 KEPT_BYTES = 28 * 2**20
 Tiles = dict[tuple[int, int], Tensor]
 """Logits by first symbol and first row."""

@@ -127,11 +127,15 @@ class RecordedReference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frozen:
-    """A frozen copy of the policy as it starts: a second network in memory."""
+    """A frozen copy of the policy as it starts.
+
+    What is trained is in memory twice; what is frozen already (a vision tower) serves both.
+    """
 
     def build(self, policy: Policy) -> NetworkReference:
         """Copy the network now."""
-        model = copy.deepcopy(policy.model).eval().requires_grad_(False)
+        shared = {id(p): p for p in policy.model.parameters() if not p.requires_grad}
+        model = copy.deepcopy(policy.model, shared).eval().requires_grad_(False)
         return NetworkReference(
             adapter=policy.adapter, network=model, tensors=lambda _: True, starts_at_policy=True
         )

@@ -43,7 +43,7 @@ PATTERN = "shard-*.safetensors"
 FLUSH_ENTRIES = 4096
 FLUSH_BYTES = 64 * 2**20
 FLUSH_SECONDS = 300.0
-OPEN_SHARDS = 64
+OPEN_SHARDS = 24
 logger = logging.getLogger(__name__)
 
 

@@ -1,8 +1,7 @@
-"""Distributions over symbols, from logits: what every token-by-token adapter shares.
+"""Distributions over symbols, from logits, as sampling sees them.
 
-Sampling and scoring both start from `step_logits`, so that the distribution a token was drawn from
-and the one it is scored under are the same function of the network's logits. All results are
-float32 nats, whatever the dtype of the network.
+Scoring computes the same numbers from hidden states, without a table of logits (`mmalign.head`);
+tests hold the two together. All results are float32 nats, whatever the dtype of the network.
 """
 
 from __future__ import annotations
@@ -11,10 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-from mmalign.protocols import Want
-
-TOP_K = 10
 
 
 def step_logits(logits: Tensor, *, temperature: float = 1.0, banned: Sequence[int] = ()) -> Tensor:
@@ -53,38 +48,13 @@ def log_probs_of(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy of ``[..., V]`` float32 logits, ``[...]`` nats; ``log V`` for a flat distribution."""
+    """Entropy of ``[..., V]`` float32 logits, ``[...]`` nats; ``log V`` for a flat distribution.
+
+    Symbols of probability 0 count nothing.
+    """
     log_p = logits.log_softmax(-1)
-    return -_weighted(log_p.exp(), log_p)
-
-
-def exact_kl(logits: Tensor, reference: Tensor) -> Tensor:
-    """KL of the policy to the reference over all symbols, in closed form.
-
-    Args:
-        logits: ``[..., V]`` float32 of the policy.
-        reference: ``[..., V]`` float32 of the reference, with the same banned symbols.
-
-    Returns:
-        ``[...]`` nats, at least 0; 0 where the two agree.
-    """
-    log_p, log_q = logits.log_softmax(-1), reference.log_softmax(-1)
-    return _weighted(log_p.exp(), log_p, minus=log_q)
-
-
-def top_k(logits: Tensor, k: int = TOP_K) -> tuple[Tensor, Tensor]:
-    """Probability of the ``k`` likeliest symbols, and their entropy once renormalised.
-
-    Args:
-        logits: ``[..., V]`` float32.
-        k: How many symbols; at most V are there to take.
-
-    Returns:
-        Mass ``[...]`` in 0 to 1, and entropy ``[...]`` nats, at most ``log k``.
-    """
-    best = logits.topk(min(k, logits.shape[-1]), dim=-1).values
-    mass = (best.logsumexp(-1) - logits.logsumexp(-1)).exp()
-    return mass, entropy(best)
+    # The zeros are put in before the product: 0 * inf would poison the gradient as well.
+    return -(log_p.exp() * log_p.masked_fill(log_p.isneginf(), 0.0)).sum(-1)
 
 
 def inverse_cdf_sample(probabilities: Tensor, uniforms: Tensor) -> Tensor:
@@ -107,52 +77,3 @@ def inverse_cdf_sample(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     below = torch.nextafter(total, torch.zeros_like(total))
     threshold = torch.minimum(uniforms.to(total).unsqueeze(-1) * total, below)
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-
-
-def head_scores(
-    logits: Tensor,
-    tokens: Tensor,
-    *,
-    want: Want = frozenset(),
-    against: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """Everything `Scores` holds that follows from the logits at the scored positions.
-
-    Args:
-        logits: ``[B, T, V]`` float32 of the policy, from `step_logits`.
-        tokens: ``[B, T]`` int64, what was chosen.
-        want: The further fields of `Scores` to fill; names that need no logits are ignored.
-        against: ``[B, T, V]`` float32 of the reference, where ``"kl"`` is wanted.
-
-    Returns:
-        ``[B, T]`` tensors under the field names of `Scores`, masked positions included.
-    """
-    found = {"log_probs": log_probs_of(logits, tokens)}
-    if "entropy" in want:
-        found["entropy"] = entropy(logits)
-    if "kl" in want:
-        if against is None:
-            raise ValueError("exact `kl` was asked for without a reference module to compare with")
-        found["kl"] = exact_kl(logits, against)
-    if want & {"top_k_mass", "top_k_entropy"}:
-        mass, spread = top_k(logits)
-        found |= {"top_k_mass": mass, "top_k_entropy": spread}
-    return {k: v for k, v in found.items() if k == "log_probs" or k in want}
-
-
-def masked(values: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
-    """``[B, T, ...]`` values with 0, and no gradient, where ``mask`` ``[B, T]`` is False."""
-    return {
-        name: torch.where(mask.view(*mask.shape, *[1] * (value.dim() - 2)), value, 0.0)
-        for name, value in values.items()
-    }
-
-
-def _weighted(p: Tensor, log_p: Tensor, *, minus: Tensor | None = None) -> Tensor:
-    """Sum of ``p (log_p - minus)`` where symbols of probability 0 count nothing.
-
-    The zeros are put in before the product: ``0 * inf`` would poison the gradient as well.
-    """
-    excluded = log_p.isneginf()
-    difference = log_p if minus is None else log_p - minus.masked_fill(excluded, 0.0)
-    return (p * difference.masked_fill(excluded, 0.0)).sum(-1)

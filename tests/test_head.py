@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mmalign import head as module
 from mmalign import tiles, tokens
-from mmalign.head import Head, head_scores
+from mmalign.head import TOP_K, Head, head_scores
+from tests.oracle import symbols
 
 N, H, V = 7, 5, 23
 NAMES = ("log_probs", "entropy", "kl")
@@ -134,7 +135,7 @@ def test_the_distribution_is_that_of_step_logits():
         tokens.step_logits(x @ head.weight.T, temperature=0.6, banned=(4,))
         for x in (states, 2 * states)
     )
-    expected = tokens.head_scores(logits, CHOSEN, want=want, against=reference)
+    expected = symbols.head_scores(logits, CHOSEN, want=want, against=reference, k=TOP_K)
     for name in want | {"log_probs"}:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6)
 
@@ -265,7 +266,8 @@ MEMORY = """
 import re
 from pathlib import Path
 import torch
-from mmalign.head import Head, head_scores
+from mmalign.head import TOP_K, Head, head_scores
+from tests.oracle import symbols
 
 def resident(name):
     text = Path("/proc/self/status").read_text()

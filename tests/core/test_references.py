@@ -122,6 +122,21 @@ def test_weights_are_shared(model: str, sft: str) -> None:
         assert all(lora.belongs(key, "reference") for key in others)
 
 
+def test_a_frozen_copy_copies_what_is_trained(model: str) -> None:
+    """What full fine-tuning leaves alone (a vision tower; here the embedding) serves both."""
+    policy = policy_of(model, lora=None)
+    frozen = policy.model.get_input_embeddings().weight.requires_grad_(False)
+    copied = Frozen().build(policy).network
+    assert copied.get_input_embeddings().weight is frozen
+    trained = policy.trainable()
+    assert trained
+    for name, parameter in copied.named_parameters():
+        mine = trained.get(f"model.{name}")
+        if mine is not None:
+            assert mine.requires_grad and not parameter.requires_grad
+            assert parameter.data_ptr() != mine.data_ptr() and torch.equal(parameter, mine)
+
+
 def test_the_default_of_a_policy_that_starts_from_a_lora_is_that_lora(
     model: str, sft: str, tmp_path: Path
 ) -> None:
