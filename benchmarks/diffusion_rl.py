@@ -217,9 +217,10 @@ class Loop:
         scaled = latents[-1] / config.scaling_factor + (config.shift_factor or 0.0)
         decoded = self.pipe.vae.decode(scaled, return_dict=False)[0]
         drawn = self.pipe.image_processor.postprocess(decoded, output_type="pil")
-        reward = Redness()([], drawn).view(-1, self.settings["group"])
+        # As both rivals do it in numpy: rewards that hardly differ lose digits in float32.
+        reward = Redness()([], drawn).view(-1, self.settings["group"]).double()
         spread = reward.std(1, keepdim=True) + 1e-4
-        advantage = ((reward - reward.mean(1, keepdim=True)) / spread).flatten()
+        advantage = ((reward - reward.mean(1, keepdim=True)) / spread).flatten().float()
         return {"both": both, "latents": latents, "old": log_probs, "advantage": advantage}
 
     def update(self, batch: dict[str, Any]) -> float:
@@ -347,7 +348,7 @@ CELL = Cell(
     title="Denoising policies, LoRA, 6 pictures a batch, 4 guided moves, sampled, trained on twice",
     unit="images",
     cases={
-        "DDPO, Stable Diffusion": case("diffusion", rate=1e-3),
+        "DDPO, Stable Diffusion": case("diffusion", rate=3e-3),
         "flow_grpo, Stable Diffusion 3, KL": case("flow", rate=3e-3, beta=0.04),
     },
     sides={"mmalign": ours, "the rival's loop": rival},

@@ -176,7 +176,7 @@ def main(cell: Cell, arguments: Sequence[str] | None = None) -> None:
 
 def _so_far(cell: Cell, machine: Mapping[str, Any], output: Path) -> dict[str, Any]:
     """Cases measured before on such a machine stay in the file; one that is run again does not."""
-    cases = {}
+    cases: dict[str, Any] = {}
     if output.exists():
         before = json.loads(output.read_text())
         cases = before["cases"] if before["machine"] == machine else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,8 +66,11 @@ def _spread(values: list[float]) -> str:
 def refreshed(text: str, tables: Mapping[str, str]) -> str:
     """``text`` with each table put between its ``results:NAME`` markers."""
     for name, table in tables.items():
-        pattern = rf"(<!-- results:{name}:start -->\n).*?(<!-- results:{name}:end -->)"
-        text = re.sub(pattern, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
+        start, end = f"<!-- results:{name}:start -->\n", f"<!-- results:{name}:end -->"
+        before, opened, rest = text.partition(start)
+        _, closed, after = rest.partition(end)
+        if opened and closed:
+            text = f"{before}{start}{table}\n{end}{after}"
     return text
 
 

@@ -16,7 +16,8 @@ from benchmarks.harness import Cell, Settings, main
 from benchmarks.measure import Measured, Product, language_model_work
 
 if TYPE_CHECKING:
-    from mmalign.run import Run
+    from mmalign.data import File
+    from mmalign.text import TextPolicy
 
 BETA = 0.1
 
@@ -65,14 +66,15 @@ def ours(settings: Settings) -> Measured:
         training=language.training(settings),
         output=str(Path(settings["scratch"]) / "run"),
     )
-    _check_our_ids(run, settings)
+    _check_our_ids(policy, data, settings)
     return language.run_ours(run, settings, units=units(settings))
 
 
-def _check_our_ids(run: Run, settings: Settings) -> None:
-    adapter = run.policy.load().adapter
-    pairs = run.source.data.preferences()
-    for pair, (prompt, *answers) in zip(pairs, language.read_ids(settings), strict=True):
+def _check_our_ids(policy: TextPolicy, data: File, settings: Settings) -> None:
+    adapter = policy.load().adapter
+    for pair, (prompt, *answers) in zip(
+        data.preferences(), language.read_ids(settings), strict=True
+    ):
         found = adapter.encode([pair.prompt], [[pair.chosen, pair.rejected]], generators=[])
         assert found.static["prompt_ids"][0].tolist() == prompt
         assert found.stepwise["token"].tolist() == answers

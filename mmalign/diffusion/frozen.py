@@ -75,9 +75,9 @@ class Frozen:
 
     @property
     def device(self) -> torch.device:
-        """The network's."""
-        found: torch.device = getattr(self.pipe, self.network).device
-        return found
+        """The network's; its own `device` would look through all of its modules."""
+        network: nn.Module = getattr(self.pipe, self.network)
+        return next(network.parameters()).device
 
     @torch.no_grad()
     def __call__(

@@ -65,7 +65,7 @@ class Recipe:
 
     num_generations: int = 4
     min_margin: float = 0.2
-    steps: int = 26
+    steps: int = 28
     batch_size: int = 8
     learning_rate: float = 5e-4
     beta: float = 0.1

@@ -32,7 +32,7 @@ def measured(*arguments: str) -> dict[str, float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_rows_stay_on_disk(suffix: str, model: str, tmp_path: Path) -> None:
-    """10^5 rows, read once and encoded in part: at most 30 MiB, as Python objects these would be 40."""
+    """10^5 rows, read once and encoded in part: at most 30 MiB; as Python objects they take 40."""
     core_memory.write(tmp_path / f"large{suffix}", core_memory.ROWS)
     assert measured("rows", model, str(tmp_path), suffix)["grown"] < 30
 
