@@ -17,7 +17,9 @@ import click
 from mmalign._version import __version__
 
 OK, FAILED, USER_ERROR, NON_FINITE, INTERRUPTED = range(5)
-KINDS = ("policies", "objectives", "references", "rewards", "selectors", "sources", "data")
+KINDS = (
+    "policies", "objectives", "references", "rewards", "selectors", "sources", "data", "builders",
+)  # fmt: skip
 FILES = "FILE is a config, a shipped config's name (mmalign list configs), or a run's folder."
 
 target = click.argument("file")
@@ -118,6 +120,27 @@ def report(runs: Sequence[Path], output: Path | None) -> None:
 
     out = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     click.echo(write(runs, out))
+
+
+class Builders(click.Group):
+    """A group whose commands are those of `data_files` and, by name, the builders."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, without importing a builder."""
+        from mmalign import registry
+
+        return [*super().list_commands(ctx), *registry.table("builders")]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a builder, its settings in its help."""
+        from mmalign.commands import building
+
+        return super().get_command(ctx, cmd_name) or building.command(cmd_name)
+
+
+@cli.group("data", cls=Builders)
+def data_files() -> None:
+    """Construct preference data: `mmalign data BUILDER --help` says what each does."""
 
 
 @cli.command("list")

@@ -51,6 +51,8 @@ DATA = {
     "file": "mmalign.data.files:File",
 }
 
+BUILDERS: dict[str, str] = {}
+
 TABLES: dict[str, dict[str, str]] = {
     "policies": POLICIES,
     "objectives": OBJECTIVES,
@@ -59,6 +61,7 @@ TABLES: dict[str, dict[str, str]] = {
     "selectors": SELECTORS,
     "rewards": REWARDS,
     "data": DATA,
+    "builders": BUILDERS,
 }
 
 

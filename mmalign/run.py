@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from mmalign.protocols import Objective, Reference, RewardModel, Source
-from mmalign.types import Preference, Prompt
+from mmalign.types import Output, Preference, Prompt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +40,10 @@ class DataSpec(Protocol):
 
     def prompts(self) -> Sequence[Prompt]:
         """Its prompts alone."""
+        ...
+
+    def demonstrations(self) -> Sequence[tuple[Prompt, Output]]:
+        """Its prompts, each with the output that is right."""
         ...
 
 

@@ -20,11 +20,12 @@ from typing import Any
 from mmalign.config import build, nodes
 from mmalign.config.nodes import ConfigError
 from mmalign.config.schema import json_schema
+from mmalign.data.building import Builder
 from mmalign.run import Run
 
 __all__ = [
-    "ConfigError", "fingerprint", "from_data", "json_schema", "load", "loads", "resolved",
-    "save_resolved",
+    "ConfigError", "fingerprint", "from_data", "json_schema", "load", "load_builder", "loads",
+    "resolved", "save_resolved", "settings_of",
 ]  # fmt: skip
 
 
@@ -39,20 +40,43 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
         ConfigError: The file is missing or wrong; the message names file, line, key and, for an
             unknown key or type, the nearest known one.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the config {path}: {error}") from error
-    return loads(text, overrides, name=str(path))
+    return _overridden(_parsed(Path(path)), overrides)
 
 
 def loads(text: str, overrides: Sequence[str] = (), *, name: str = "config") -> Run:
     """The run that YAML text describes; ``name`` is what messages call it."""
-    root = nodes.parse(text, name=name)
+    return _overridden(nodes.parse(text, name=name), overrides)
+
+
+def load_builder(name: str, path: Path | None, overrides: Sequence[str] = ()) -> Builder:
+    """The builder ``name`` of `mmalign.registry`, or at a dotted path, with its settings.
+
+    Args:
+        name: Of the builder.
+        path: A YAML file of its settings; None for its defaults.
+        overrides: ``a.b.c=value`` each, applied in order; a value is YAML.
+
+    Raises:
+        ConfigError: As `load`; a file may name its builder by ``type``, but no other one.
+    """
+    root = nodes.of_data({}, "the defaults") if path is None else _parsed(path)
     for assignment in overrides:
         nodes.override(root, assignment)
-    return _run(root)
+    given = root.plain()
+    named = given.get("type", name) if isinstance(given, Mapping) else name
+    if named != name:
+        raise ConfigError(f"{root.value['type'].where}: these are settings of {named}, not {name}")
+    if isinstance(root.value, dict):
+        root.value["type"] = nodes.of_data(name, root.where)
+    found = build.build(Builder, root, "")
+    assert isinstance(found, Builder)
+    return found
+
+
+def settings_of(builder: Builder) -> dict[str, Any]:
+    """The settings of a builder as plain data, every default filled in."""
+    found: dict[str, Any] = build.describe(Builder, builder)
+    return found
 
 
 def from_data(data: Mapping[str, Any]) -> Run:
@@ -78,6 +102,20 @@ def fingerprint(run: Run) -> str:
     """SHA-256 of everything that defines the run, which ``output`` does not."""
     data = {key: value for key, value in resolved(run).items() if key != "output"}
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _parsed(path: Path) -> nodes.Node:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config {path}: {error}") from error
+    return nodes.parse(text, name=str(path))
+
+
+def _overridden(root: nodes.Node, overrides: Sequence[str]) -> Run:
+    for assignment in overrides:
+        nodes.override(root, assignment)
+    return _run(root)
 
 
 def _run(root: nodes.Node) -> Run:

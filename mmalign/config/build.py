@@ -19,6 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mmalign import registry
 from mmalign.config.nodes import ConfigError, Node
+from mmalign.data.building import Builder
 from mmalign.protocols import Objective, RewardModel, Selector
 from mmalign.run import DataSpec, PolicySpec, ReferenceSpec, SourceSpec
 
@@ -30,6 +31,7 @@ KINDS: Mapping[Any, str] = {
     DataSpec: "data",
     RewardModel: "rewards",
     Selector: "selectors",
+    Builder: "builders",
 }
 """Which table of names the node of a field annotated with this Protocol is looked up in."""
 

@@ -17,10 +17,13 @@ from mmalign.data import images
 from mmalign.data.formats import FORMATS, Dropped, FormatName, Row, RowError, detect
 from mmalign.data.records import (
     COLUMNS,
+    COMPLETIONS,
+    DemonstrationRow,
     Encoded,
     Picture,
     PreferenceRow,
     PromptRow,
+    demonstration_row,
     preference_row,
     prompt_row,
 )
@@ -29,8 +32,8 @@ from mmalign.types import Output, Preference, Prompt
 
 _log = logging.getLogger(__name__)
 
-Parsed = TypeVar("Parsed", PromptRow, PreferenceRow)
-Record = TypeVar("Record", Prompt, Preference)
+Parsed = TypeVar("Parsed", PromptRow, PreferenceRow, DemonstrationRow)
+Record = TypeVar("Record", Prompt, Preference, tuple[Prompt, Output])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +67,10 @@ class File:
     on_error: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:
-        unknown = sorted(self.columns.keys() - set(COLUMNS))
+        known = (*COLUMNS, *COMPLETIONS)
+        unknown = sorted(self.columns.keys() - set(known))
         if unknown:
-            raise ValueError(f"columns names {unknown[0]!r}; known are {', '.join(COLUMNS)}")
+            raise ValueError(f"columns names {unknown[0]!r}; known are {', '.join(known)}")
         if self.max_rows is not None and self.max_rows < 1:
             raise ValueError(f"max_rows={self.max_rows} must be at least 1, or null for all")
         if not 0 < self.heldout_share < 1:
@@ -87,6 +91,14 @@ class File:
             ValueError: A row is wrong (unless skipped), or none is usable.
         """
         return self._rows(prompt_row, _opened_prompt)
+
+    def demonstrations(self) -> Rows[DemonstrationRow, tuple[Prompt, Output]]:
+        """The prompts with the answers in the column ``completion`` or ``completion_images``.
+
+        Raises:
+            ValueError: A row is wrong (unless skipped), or none is usable.
+        """
+        return self._rows(demonstration_row, _opened_demonstration)
 
     def _rows(
         self, convert: Callable[[Row], Parsed], opened: Callable[[Parsed, Path], Record]
@@ -199,7 +211,7 @@ class Rows(Sequence[Record], Generic[Parsed, Record]):
 
     def _usable(self, number: int) -> bool:
         parsed = self._parsed(number)
-        if not self._in_split(parsed.prompt if isinstance(parsed, PreferenceRow) else parsed):
+        if not self._in_split(parsed if isinstance(parsed, PromptRow) else parsed.prompt):
             return False
         for picture in parsed.pictures:
             self._check_picture(picture)
@@ -244,6 +256,10 @@ def _opened_preference(row: PreferenceRow, folder: Path) -> Preference:
         margin=row.margin,
         meta=row.prompt.meta,
     )
+
+
+def _opened_demonstration(row: DemonstrationRow, folder: Path) -> tuple[Prompt, Output]:
+    return _opened_prompt(row.prompt, folder), _opened_answer(row.completion, folder)
 
 
 def _opened_answer(answer: str | Picture, folder: Path) -> Output:

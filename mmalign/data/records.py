@@ -18,7 +18,7 @@ from mmalign.types import Message
 
 COLUMNS = ("prompt", "chosen", "rejected", "images", "chosen_images", "rejected_images", "margin")
 COMPLETIONS = ("completion", "completion_images")
-"""Columns of a file of samples; they are read by nobody here, and no meta either."""
+"""Columns of a file of demonstrations or samples; elsewhere they are not read, and no meta."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
 PLACEHOLDER = "<image>"
 
@@ -72,6 +72,20 @@ class PreferenceRow:
         return (*self.prompt.images, *seen, *answers)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemonstrationRow:
+    """A prompt with the answer that is right, its pictures not opened."""
+
+    prompt: PromptRow
+    completion: str | Picture
+
+    @property
+    def pictures(self) -> tuple[Encoded, ...]:
+        """Every picture of the row."""
+        shown = [self.completion.image] if isinstance(self.completion, Picture) else []
+        return (*self.prompt.images, *shown)
+
+
 def prompt_row(row: Row) -> PromptRow:
     """The prompt of a row in TRL's columns; its answers, if any, are left aside.
 
@@ -112,6 +126,20 @@ def preference_row(row: Row) -> PreferenceRow:
     if found.chosen == found.rejected and found.rejected_prompt is None:
         raise Dropped("identical answers")
     return found
+
+
+def demonstration_row(row: Row) -> DemonstrationRow:
+    """The prompt and the completion of a row in TRL's columns.
+
+    Raises:
+        RowError: Saying which column is wrong and what to do.
+    """
+    shown = _images(row, "completion_images")
+    if row.get("completion") is None and shown is not None:
+        completion: str | Picture = _only_picture(shown, "completion")
+    else:
+        completion = _answer(row.get("completion"), "completion")
+    return DemonstrationRow(prompt=prompt_row(row), completion=completion)
 
 
 def _prompt(row: Row) -> tuple[Content, Any, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,7 @@ def _write(path: Path, rows: Iterable[_Columns]) -> int:
     number = 0
     with partial.open("w", encoding="utf-8") as file:
         for row in rows:
-            values = dict(row.values)
-            for key, pictures in row.pictures.items():
-                values[key] = _saved(pictures, folder, stem=f"{number:06d}-{key}")
-            file.write(_json(values, number) + "\n")
+            file.write(_line(row, folder, number) + "\n")
             number += 1
         file.flush()
         os.fsync(file.fileno())
@@ -82,14 +80,39 @@ def _write(path: Path, rows: Iterable[_Columns]) -> int:
     return number
 
 
-def _saved(pictures: Sequence[Image.Image], folder: Path, *, stem: str) -> list[str]:
+def preference_line(record: Preference, images: Path, *, row: int, more: Mapping[str, Any]) -> str:
+    """One line of a data file; its pictures are saved into the folder ``images`` beside the file.
+
+    Args:
+        record: The preference.
+        images: The folder, made where it is missing.
+        row: Names the record in messages.
+        more: Further columns.
+
+    Raises:
+        ValueError: As `write_preferences`.
+    """
+    columns = _preference(record)
+    return _line(replace(columns, values={**columns.values, **more}), images, row)
+
+
+def _line(row: _Columns, folder: Path, number: int) -> str:
+    values = dict(row.values)
+    for key, pictures in row.pictures.items():
+        values[key] = [_saved(picture, folder) for picture in pictures]
+    return _json(values, number)
+
+
+def _saved(picture: Image.Image, folder: Path) -> str:
+    """Save a picture under a hash of its pixels, so that one used by many rows is saved once."""
     folder.mkdir(exist_ok=True)
-    names = []
-    for number, picture in enumerate(pictures):
-        name = f"{stem}-{number}.png"
-        to_rgb(picture).save(folder / name)
-        names.append(f"{folder.name}/{name}")
-    return names
+    shown = to_rgb(picture)
+    name = f"{hashlib.sha256(repr(shown.size).encode() + shown.tobytes()).hexdigest()[:20]}.png"
+    if not (folder / name).exists():
+        partial = folder / f".{name}.partial"
+        shown.save(partial, format="PNG")
+        partial.replace(folder / name)
+    return f"{folder.name}/{name}"
 
 
 def _json(values: Mapping[str, Any], number: int) -> str:

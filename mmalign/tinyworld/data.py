@@ -45,6 +45,10 @@ class TinyWorld:
         """Prompts alone."""
         return TASKS[self.task].prompts(split=self.split, size=self.size, seed=self.seed)
 
+    def demonstrations(self) -> Sequence[tuple[Prompt, Output]]:
+        """Prompts with correct outputs."""
+        return TASKS[self.task].demonstrations(split=self.split, size=self.size, seed=self.seed)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskJudge:

@@ -1,0 +1,50 @@
+"""What is asked and what was preferred, before any model has read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Output: TypeAlias = "str | Image"
+Message: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What the policy is asked.
+
+    Attributes:
+        content: A string, or a conversation of ``{"role", "content"}`` messages whose content is a
+            string or a list of ``{"type": "text", "text": ...}`` and ``{"type": "image"}`` parts.
+        images: The pictures the conversation refers to, in reading order, RGB.
+        meta: Further columns of the row; reward models and judges read them.
+    """
+
+    content: str | tuple[Message, ...]
+    images: tuple[Image, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """A recorded preference: two outputs of one prompt, the first preferred.
+
+    Attributes:
+        prompt: The prompt of both sides, or of the chosen side where they saw different images.
+        chosen: The preferred output, text or picture.
+        rejected: The other output.
+        rejected_prompt: The prompt of the rejected side where it differs (a corrupted view).
+        margin: By how much the chosen output is better, where known (reward units).
+        meta: Further columns.
+    """
+
+    prompt: Prompt
+    chosen: Output
+    rejected: Output
+    rejected_prompt: Prompt | None = None
+    margin: float | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
