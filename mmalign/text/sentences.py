@@ -21,6 +21,7 @@ def sentences(text: str, *, language: str = "en") -> list[str]:
     """
     found: list[str] = []
     before = ""
+    piece: str
     for piece in sentencex.segment(language, text):
         if not piece.strip():
             if found:
