@@ -19,6 +19,7 @@ from mmalign._version import __version__
 OK, FAILED, USER_ERROR, NON_FINITE, INTERRUPTED = range(5)
 KINDS = (
     "policies", "objectives", "references", "rewards", "selectors", "sources", "data", "builders",
+    "claims",
 )  # fmt: skip
 FILES = "FILE is a config, a shipped config's name (mmalign list configs), or a run's folder."
 
@@ -141,6 +142,28 @@ class Builders(click.Group):
 @cli.group("data", cls=Builders)
 def data_files() -> None:
     """Construct preference data: `mmalign data BUILDER --help` says what each does."""
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--seeds", help="Such as 0,1,2 [default: as many as the claim asks for].")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default="runs/reproduce",
+    show_default=True,
+    help="Folder; a seed that is already there is not run again.",
+)
+def reproduce(name: str, seeds: str | None, output: Path) -> None:
+    """Try out a paper's claim in small; `mmalign list claims` has the names."""
+    from mmalign.commands import reproducing
+
+    try:
+        numbers = [int(part) for part in (seeds or "").split(",") if part]
+    except ValueError as error:
+        raise click.BadParameter(f"{seeds} is no list of numbers such as 0,1,2") from error
+    if not reproducing.reproduce(name, output=output, seeds=numbers):
+        raise SystemExit(FAILED)
 
 
 @cli.command("list")

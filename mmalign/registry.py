@@ -53,6 +53,8 @@ DATA = {
 
 BUILDERS: dict[str, str] = {}
 
+CLAIMS: dict[str, str] = {}
+
 TABLES: dict[str, dict[str, str]] = {
     "policies": POLICIES,
     "objectives": OBJECTIVES,
@@ -62,6 +64,7 @@ TABLES: dict[str, dict[str, str]] = {
     "rewards": REWARDS,
     "data": DATA,
     "builders": BUILDERS,
+    "claims": CLAIMS,
 }
 
 

@@ -1,0 +1,1 @@
+"""Claims of papers, tried out in the tiny world: `mmalign reproduce NAME`."""

@@ -1,0 +1,79 @@
+"""What every experiment does: train a shipped config, sample the result, judge the samples."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from mmalign import config, rng
+from mmalign.commands.targets import config_file, load_policy, load_run
+from mmalign.data.building import construct
+from mmalign.policy import Policy
+from mmalign.protocols import RewardModel
+from mmalign.rewards import judged
+from mmalign.run import PolicySpec
+from mmalign.types import Output, Prompt
+
+BATCH = 64
+
+
+def trained(name: str, folder: Path, *, seed: int, overrides: Sequence[str] = ()) -> Path:
+    """Train a shipped config in ``folder``, without evaluations; returns the run's folder.
+
+    A run that is already complete there is not trained again.
+    """
+    if not (folder / "model").is_dir():
+        fixed = [f"output={folder}", f"seed={seed}", "evaluation=null"]
+        load_run(name, [*overrides, *fixed]).train()
+        gc.collect()
+    return folder
+
+
+def aligned(folder: Path) -> Policy:
+    """The model that a run in ``folder`` made."""
+    return load_policy(str(folder), load_run(str(folder), ()))
+
+
+def fresh(spec: PolicySpec) -> Policy:
+    """A policy as it starts."""
+    torch.manual_seed(0)
+    return spec.load()
+
+
+def built(name: str, path: Path, *, seed: int, shipped: str, settings: Sequence[str] = ()) -> Path:
+    """Construct preference data with a shipped builder config; returns the file.
+
+    A file that is already there is not made again.
+    """
+    if not path.exists():
+        builder = config.load_builder(name, config_file(shipped), settings)
+        construct(builder, path, seed=seed, settings=repr((name, shipped, list(settings))))
+    return path
+
+
+def answers(policy: Policy, prompts: Sequence[Prompt], *, seed: int) -> list[Output]:
+    """One sample of each prompt, drawn from numbers of its own."""
+    found: list[Output] = []
+    for start in range(0, len(prompts), BATCH):
+        part = prompts[start : start + BATCH]
+        generators = [rng.generator(seed, "evaluate", start + i) for i in range(len(part))]
+        made = policy.sample(part, group_size=1, generators=generators)
+        found += [output for output in made.outputs if output is not None]
+    assert len(found) == len(prompts)
+    return found
+
+
+def scores(
+    policy: Policy,
+    tasks: Mapping[str, tuple[Sequence[Prompt], RewardModel]],
+    *,
+    seed: int,
+) -> dict[str, list[float]]:
+    """Per-prompt scores by metric, one sample a prompt."""
+    return {
+        metric: judged(judge, prompts, answers(policy, prompts, seed=seed)).tolist()
+        for metric, (prompts, judge) in tasks.items()
+    }
