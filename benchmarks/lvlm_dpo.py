@@ -43,7 +43,7 @@ def prompt_length(settings: Settings) -> int:
 def prepare(settings: Settings, folder: Path) -> None:
     """Weights, processor, images and pairs."""
     torch.manual_seed(0)
-    model, processor = _llava(settings)
+    model, processor = llava(settings)
     model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     generator = torch.Generator().manual_seed(1)
@@ -64,7 +64,8 @@ def prepare(settings: Settings, folder: Path) -> None:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _llava(settings: Settings) -> tuple[Any, Any]:
+def llava(settings: Settings) -> tuple[Any, Any]:
+    """The model of random weights and its processor."""
     from transformers import (
         CLIPImageProcessor,
         CLIPVisionConfig,
@@ -112,17 +113,18 @@ def work(settings: Settings) -> list[Product]:
     )
     if settings["shared"]:
         return products
+    return [*products, tower_work(settings, images=settings["batch"] * settings["images"])]
+
+
+def tower_work(settings: Settings, *, images: int) -> Product:
+    """A frozen tower on so many images."""
     width, patches = settings["tower_width"], image_tokens(settings) + 1
-    images = settings["batch"] * settings["images"]
     layer = 2 * 12 * width**2 * patches + 4 * width * patches**2
-    return [
-        *products,
-        Product(
-            name="tower",
-            shape=(images * patches, width, 4 * width),
-            flops=float(images * settings["tower_layers"] * layer),
-        ),
-    ]
+    return Product(
+        name="tower",
+        shape=(images * patches, width, 4 * width),
+        flops=float(images * settings["tower_layers"] * layer),
+    )
 
 
 def ours(settings: Settings) -> Measured:

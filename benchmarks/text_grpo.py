@@ -174,13 +174,14 @@ def trl(settings: Settings) -> Measured:
         processing_class=AutoTokenizer.from_pretrained(folder / "model"),
     )
     device = trainer.accelerator.device
-    groups = [_inputs(group, device) for group in read_groups(settings)]
+    groups = [recorded_inputs(group, device) for group in read_groups(settings)]
     recorded = iter(groups)
     trainer._prepare_inputs = lambda batch: _with_reference(trainer, next(recorded))
     return language.run_trl(trainer, settings, units=units(settings))
 
 
-def _inputs(group: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+def recorded_inputs(group: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """A recorded group as TRL's `_generate_and_score_completions` would hand it out."""
     reward, answers = torch.tensor(group["reward"]), torch.tensor(group["answers"])
     prompts = torch.tensor(group["prompt"]).expand(len(answers), -1).contiguous()
     inputs = {

@@ -1,5 +1,6 @@
-"""Write docs/reproductions.md from what `mmalign reproduce` found: ``python docs/reproductions.py``.
+"""Write docs/reproductions.md from what `mmalign reproduce` found.
 
+    python docs/reproductions.py
     mmalign reproduce mia-dpo && python docs/reproductions.py runs/reproduce
 
 copies the outcomes in that folder to docs/reproductions/ first. With --check nothing is written,

@@ -13,7 +13,19 @@ from typing import cast
 from torch import nn
 
 from mmalign.invariants import parts_fit
-from mmalign.objectives import DPO, GRPO, IPO, PPO
+from mmalign.objectives import (
+    DPO,
+    GRPO,
+    IPO,
+    NCA,
+    OPADPO,
+    ORPO,
+    PPO,
+    SFT,
+    MaPO,
+    RobustDPO,
+    SimPO,
+)
 from mmalign.protocols import Likelihood, Objective, Reference
 from mmalign.registry import resolve
 
@@ -51,10 +63,18 @@ COLUMNS = {
     "flow, ELBO": Column(adapter="mmalign.diffusion.elbo:ElboAdapter"),
 }
 OFFLINE = "recorded pairs"
+SHOWN = "recorded demonstrations"
 ONLINE = "rollouts"
 ROWS: list[tuple[str, str, Objective]] = [
     ("DPO", OFFLINE, DPO()),
     ("IPO", OFFLINE, IPO()),
+    ("cdpo, rdpo, ln_dpo, hinge, exo, discopop, f_dpo, ld_dpo, dpo_sft", OFFLINE, RobustDPO()),
+    ("nca, apo_zero, apo_down, sppo", OFFLINE, NCA()),
+    ("simpo, alphapo, cpo", OFFLINE, SimPO()),
+    ("orpo", OFFLINE, ORPO()),
+    ("mapo", OFFLINE, MaPO()),
+    ("opa_dpo: OPA-DPO and mDPO with views of pictures, for LVLMs", OFFLINE, OPADPO()),
+    ("SFT", SHOWN, SFT()),
     ("online DPO, online IPO", ONLINE, DPO()),
     ("mixed DPO, mixed IPO", OFFLINE + " and " + ONLINE, DPO()),
     ("GRPO: for tokens also DAPO, Dr. GRPO; for moves DDPO, Flow-GRPO", ONLINE, GRPO()),
@@ -64,7 +84,7 @@ ROWS: list[tuple[str, str, Objective]] = [
 
 def cell(objective: Objective, source: str, column: Column) -> str:
     """Whether a run of these is accepted, reference and critic being supplied."""
-    if OFFLINE in source and not column.reads_recorded:
+    if (OFFLINE in source or SHOWN in source) and not column.reads_recorded:
         return "no: not recorded"
     try:
         parts_fit(
@@ -74,7 +94,7 @@ def cell(objective: Objective, source: str, column: Column) -> str:
             critic=nn.Identity(),
         )
     except ValueError:
-        return "no: bound"
+        return "no: bound" if column.likelihood == "bound" else "no: not a bound"
     return "yes"
 
 

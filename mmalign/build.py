@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
@@ -10,6 +12,8 @@ from mmalign import invariants, references, rng
 from mmalign.policy import ValueHead
 from mmalign.run import Run
 from mmalign.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def build(run: Run) -> Trainer:
@@ -46,6 +50,8 @@ def build(run: Run) -> Trainer:
         reference=reference,
         critic=policy.critic,
     )
+    if note := invariants.odd_beta(run.objective, likelihood=policy.likelihood):
+        logger.warning("%s", note)
     if not policy.trainable():
         raise ValueError("the policy has no trainable parameter")
     source = run.source.build(policy, seed=run.seed)

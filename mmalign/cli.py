@@ -19,7 +19,7 @@ from mmalign._version import __version__
 OK, FAILED, USER_ERROR, NON_FINITE, INTERRUPTED = range(5)
 KINDS = (
     "policies", "objectives", "references", "rewards", "selectors", "sources", "data", "builders",
-    "claims",
+    "claims", "askers", "experts", "benchmarks",
 )  # fmt: skip
 FILES = "FILE is a config, a shipped config's name (mmalign list configs), or a run's folder."
 
@@ -27,6 +27,18 @@ target = click.argument("file")
 overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Of every draw.")
+data_file = click.argument("file", type=click.Path(path_type=Path))
+images_option = click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    help="The folder that picture paths are relative to [default: the file's].",
+)
+format_option = click.option(
+    "--format", "layout", default="auto", show_default=True, help="Whose columns the file has."
+)
+column_option = click.option(
+    "--column", "columns", multiple=True, metavar="OURS=THEIRS", help="As in prompt=question."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -102,14 +114,59 @@ def sample(
 
 
 @cli.command("eval", epilog=FILES)
-@target
+@click.argument("file", required=False)
 @overrides
 @as_json
-def evaluate(file: str, overrides: Sequence[str], as_json: bool) -> None:
-    """Judge a run's aligned model, or a config's policy as it starts, on the held-out prompts."""
-    from mmalign.commands import sampling
+@click.option("--on", help="A benchmark (mmalign list benchmarks), or a YAML file of its settings.")
+@click.option(
+    "--answers",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Answers to score instead of sampling them, in the benchmark's own format.",
+)
+@click.option("--num", type=click.IntRange(1), help="Only so many questions, from the first.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Of questions."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Of the answers to a benchmark; 0 takes the likeliest.",
+)
+@seed_option
+@click.option("--output", type=click.Path(path_type=Path), help="A new folder of what was found.")
+def evaluate(
+    *,
+    file: str | None,
+    overrides: Sequence[str],
+    as_json: bool,
+    on: str | None,
+    answers: Path | None,
+    num: int | None,
+    batch_size: int,
+    temperature: float,
+    seed: int,
+    output: Path | None,
+) -> None:
+    """Judge a run's aligned model, or a config's policy as it starts.
 
-    sampling.judge(file, overrides, as_json=as_json)
+    Without --on, the config's judges score samples of its held-out prompts. With it, the model
+    answers a benchmark's questions; KEY=VALUE sets the benchmark where KEY begins with
+    "on.", as in on.images=val2014. With --answers there is no FILE.
+    """
+    from mmalign.benchmarks import AnswerDrawing
+    from mmalign.commands import benchmarking, sampling
+
+    given = [*filter(None, [file]), *overrides]
+    if on is not None:
+        drawing = AnswerDrawing(batch_size=batch_size, temperature=temperature, seed=seed)
+        asked = benchmarking.Asked(on=on, num=num, drawing=drawing)
+        benchmarking.measure(given, asked, answers=answers, output=output, as_json=as_json)
+    elif file is None or (answers, num, output) != (None, None, None):
+        raise click.UsageError("give FILE, or --on with FILE or --answers")
+    else:
+        sampling.judge(file, overrides, as_json=as_json)
 
 
 @cli.command()
@@ -141,7 +198,92 @@ class Builders(click.Group):
 
 @cli.group("data", cls=Builders)
 def data_files() -> None:
-    """Construct preference data: `mmalign data BUILDER --help` says what each does."""
+    """Construct, look at and check preference data: `mmalign data NAME --help` says more."""
+
+
+@data_files.command("show")
+@data_file
+@images_option
+@format_option
+@column_option
+@click.option(
+    "--rows", type=click.IntRange(1), default=200, show_default=True, help="Shown at most."
+)
+@click.option(
+    "--max-mb", type=click.IntRange(1), default=40, show_default=True, help="Size of the page."
+)
+@click.option(
+    "--side",
+    type=click.IntRange(16, 2048),
+    default=384,
+    show_default=True,
+    help="Longest side of a picture in pixels.",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="[default: NAME.gallery.html]")
+@seed_option
+def show_data(
+    *,
+    file: Path,
+    images: Path | None,
+    layout: str,
+    columns: Sequence[str],
+    rows: int,
+    max_mb: int,
+    side: int,
+    output: Path | None,
+    seed: int,
+) -> None:
+    """Write a page that shows rows of FILE: pictures, prompts, how the answers differ.
+
+    Where NAME.dropped.jsonl lies beside FILE, as a builder leaves it, its rows are shown too.
+    """
+    from mmalign.commands import showing
+
+    place = showing.place(file, images=images, layout=layout, columns=columns)
+    showing.show(place, output=output, rows=rows, max_mb=max_mb, side=side, seed=seed)
+
+
+@data_files.command("check")
+@data_file
+@images_option
+@format_option
+@column_option
+@click.option(
+    "--against", type=click.Path(path_type=Path), help="A file whose prompts must not be in FILE."
+)
+@click.option("--model", help="Count tokens as this model does; its weights are not loaded.")
+@click.option("--max-prompt-length", type=click.IntRange(1), help="In tokens, with --model.")
+@click.option("--max-new-tokens", type=click.IntRange(1), help="In tokens, with --model.")
+@click.option(
+    "--limit",
+    type=click.IntRange(0),
+    default=10,
+    show_default=True,
+    help="Findings printed for each reason; 0 for all.",
+)
+@as_json
+def check_data(
+    *,
+    file: Path,
+    images: Path | None,
+    layout: str,
+    columns: Sequence[str],
+    against: Path | None,
+    model: str | None,
+    max_prompt_length: int | None,
+    max_new_tokens: int | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Find broken, contradictory and leaking rows of FILE; exit code 1 where one is an error."""
+    from mmalign.commands import checking, showing
+
+    place = showing.place(file, images=images, layout=layout, columns=columns)
+    limits = {"max_prompt_length": max_prompt_length, "max_new_tokens": max_new_tokens}
+    if not checking.check(
+        place, against=against, model=model, limits=limits, limit=limit, as_json=as_json
+    ):
+        raise SystemExit(FAILED)
 
 
 @cli.command()

@@ -96,7 +96,7 @@ class Endpoint:
         cache: Folder of answers already given, or None. An answer is found again by the model's
             name, the settings of sampling and the question with its pixels. The address does not
             count: use another folder for another server with a model of that name. Equal questions
-            share one answer.
+            share one answer; to draw several, give each a seed (``extra: {seed: 2}``).
     """
 
     url: str
@@ -161,18 +161,18 @@ class Endpoint:
             ValueError: The environment variable of the key is not set, or a cached answer is
                 unreadable.
         """
-        if not questions:
-            return []
-        key = self._key()
         keys = [_key_of(self, question) for question in questions]
-        found = {k: a for k in dict.fromkeys(keys) if (a := self._cached(k)) is not None}
-        wanted = [i for i, k in enumerate(keys) if k not in found]
-        if self.cache is not None:
-            wanted = list({keys[i]: i for i in reversed(wanted)}.values())[::-1]
-        answers = {i: found[k] for i, k in enumerate(keys) if k in found}
-        answers.update(self._asked({i: (questions[i], keys[i]) for i in wanted}, key))
-        given = {keys[i]: text for i, text in answers.items()}
-        return [answers[i] if i in answers else given[keys[i]] for i in range(len(questions))]
+        if self.cache is None:
+            found = self._asked(dict(enumerate(zip(questions, keys, strict=True))))
+            return [found[i] for i in range(len(questions))]
+        known = {k: a for k in dict.fromkeys(keys) if (a := self._cached(k)) is not None}
+        first: dict[str, int] = {}
+        for i, k in enumerate(keys):
+            if k not in known:
+                first.setdefault(k, i)
+        found = self._asked({i: (questions[i], k) for k, i in first.items()})
+        known.update({keys[i]: answer for i, answer in found.items()})
+        return [known[k] for k in keys]
 
     def _key(self) -> str | None:
         if self.key_variable is None:
@@ -183,12 +183,18 @@ class Endpoint:
                 f"the environment variable {self.key_variable} is not set; set it to the key of "
                 f"{self.url}, or set key_variable to null for a server that wants none"
             )
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise ValueError(
+                f"the environment variable {self.key_variable} holds no key: there are spaces or "
+                "characters in it that no header may have"
+            )
         return key
 
-    def _asked(self, wanted: Mapping[int, tuple[Question, str]], key: str | None) -> dict[int, str]:
+    def _asked(self, wanted: Mapping[int, tuple[Question, str]]) -> dict[int, str]:
         """The answers by number; the first failure stops the rest."""
         if not wanted:
             return {}
+        key = self._key()
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         limits = httpx2.Limits(max_connections=self.concurrency)
         stop = threading.Event()
@@ -272,24 +278,28 @@ class _Asking:
         """Ask until there is an answer, waiting longer each time."""
         body = _body(self.endpoint, question)
         attempts = self.endpoint.retries + 1
-        for attempt in range(attempts):
+        attempt = 0
+        while True:
             found = self._attempt(number, body)
+            attempt += 1
             if isinstance(found, _Answer):
                 self.endpoint._keep(key, question, found.text)
                 return found
-            if attempt + 1 == attempts:
-                break
-            wait = found.wait
-            if wait is None:
-                # A different share for each question, so that they do not come back all at once.
-                share = rng.python_random(key, attempt).uniform(0.5, 1.0)
-                wait = min(self.endpoint.backoff * 2**attempt, MAX_BACKOFF) * share
+            wait = self._wait(found, key, attempt)
             if wait > MAX_WAIT:
                 raise self._error(number, f"{found.what}; it asks to wait for {wait:.0f} seconds")
-            _log.info("questions[%d]: %s; again in %.1f s", number, self._safe(found.what), wait)
-            if self.stop.wait(wait):
-                break
-        raise self._error(number, f"{found.what} (attempt {attempt + 1} of {attempts})")
+            if attempt == attempts or self.stop.wait(wait):
+                raise self._error(number, f"{found.what} (attempt {attempt} of {attempts})")
+
+    def _wait(self, failure: _Failure, key: str, attempt: int) -> float:
+        """Seconds before the next attempt; a share of the back-off, drawn for each question.
+
+        The share is what keeps questions that failed together from coming back together.
+        """
+        if failure.wait is not None:
+            return failure.wait
+        longest = min(self.endpoint.backoff * 2 ** (attempt - 1), MAX_BACKOFF)
+        return longest * rng.python_random(key, attempt).uniform(0.5, 1.0)
 
     def _attempt(self, number: int, body: bytes) -> _Answer | _Failure:
         try:
@@ -298,7 +308,7 @@ class _Asking:
             )
         except httpx2.TransportError as error:
             return _Failure(what=f"no answer ({type(error).__name__}: {error})")
-        what = f"status {response.status_code}: {response.text[:BODY_SHOWN]!r}"
+        what = f"status {response.status_code}: {self._safe(response.text)[:BODY_SHOWN]!r}"
         if response.status_code in (408, 409, 429) or response.status_code >= 500:
             return _Failure(what=what, wait=_retry_after(response.headers.get("Retry-After")))
         if response.status_code != 200:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mmalign._version import __version__
+from mmalign.pieces import extents
 from mmalign.types import Trajectory
 
 LIBRARIES = ("torch", "transformers", "diffusers", "peft")
@@ -37,8 +38,7 @@ def row_keys(trajectory: Trajectory) -> list[str]:
     no input either.
     """
     prompts = [_prompt_digest(trajectory, i) for i in range(trajectory.num_prompts)]
-    steps = torch.arange(1, trajectory.mask.shape[1] + 1, device=trajectory.mask.device)
-    lengths = (trajectory.mask * steps).amax(1).tolist()
+    lengths = extents(trajectory.mask).tolist()
     keys = []
     for row, prompt in enumerate(trajectory.prompt_of.tolist()):
         digest = hashlib.sha256(prompts[prompt])
@@ -78,6 +78,13 @@ def code_versions() -> str:
         except PackageNotFoundError:
             found.append(f"{name} absent")
     return ", ".join(found)
+
+
+def precision_key(device: str) -> str:
+    """What a key says of precision: results in another precision are other results."""
+    found = f"-{torch.get_autocast_dtype(device)}" if torch.is_autocast_enabled(device) else ""
+    products = torch.get_float32_matmul_precision()
+    return found if products == "highest" else f"{found}-{products}"
 
 
 def fingerprint(parts: Mapping[str, str]) -> str:

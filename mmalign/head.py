@@ -195,7 +195,7 @@ class _Gradients:
         if needed[0]:
             self.states = torch.zeros(x.shape, dtype=side.work, device=x.device)
         if needed[1]:
-            self.weight = torch.empty_like(head.weight)
+            self.weight = (torch.empty_like if len(x) else torch.zeros_like)(head.weight)
         if needed[2]:
             self.bias = torch.zeros(len(head.weight), dtype=side.work, device=x.device)
 
@@ -204,7 +204,7 @@ class _Gradients:
         side, job = self.side, self.sums.job
         other, tiling = job.other(), job.tiling(side)
         with torch.autocast(side.states.device.type, enabled=False):
-            for symbols in tiling.symbols:
+            for symbols in tiling.symbols if tiling.rows else ():
                 block = side.block(symbols)
                 facing = None if other is None else other.block(symbols)
                 by_weight = self._by_weight(symbols)
@@ -218,18 +218,19 @@ class _Gradients:
                     if self.states is not None:
                         accumulate(self.states[rows], found, block.weight)
                     if by_weight is not None:
-                        accumulate(by_weight, found.T, side.states[rows])
+                        first = rows.start == 0
+                        accumulate(by_weight, found.T, side.states[rows], first=first)
                     if self.bias is not None:
                         self.bias[symbols] += found.sum(0)
                 if self.weight is not None and by_weight is not None:
                     self.weight[symbols] = by_weight
 
     def _by_weight(self, symbols: slice) -> Tensor | None:
-        """Zeros for the gradient of a block: its place in the whole where that adds up exactly."""
+        """Where the gradient of a block adds up: in its place in the whole if that is exact."""
         if self.weight is None:
             return None
-        place = self.weight[symbols]
-        return place.zero_() if place.dtype == self.side.work else place.to(self.side.work).zero_()
+        place, work = self.weight[symbols], self.side.work
+        return place if place.dtype == work else torch.empty_like(place, dtype=work)
 
     def _by_logits(self, rows: slice, block: Block, z: Tensor, tiling: Tiling) -> Tensor:
         """``[n, v]`` gradient by the network's raw logits."""

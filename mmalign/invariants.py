@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mmalign.objectives.pair import PairObjective
 from mmalign.optim import CRITIC
 from mmalign.policy import Policy
 from mmalign.protocols import Likelihood, Objective, Reference
@@ -59,6 +60,11 @@ def parts_fit(
             f"{name} exponentiates a likelihood ratio, and this policy's likelihood is a bound; "
             "use `likelihood: path` for the policy, or an objective such as dpo"
         )
+    if "bound" in objective.needs and likelihood == "exact":
+        raise ValueError(
+            f"{name} reads log-probs as denoising errors, which this policy's are not; use it with "
+            "a diffusion or flow policy of `likelihood: elbo`"
+        )
     if "reference" in objective.needs and reference is None:
         raise ValueError(f"{name} needs a reference and none was given")
     if "kl" in objective.needs and getattr(reference, "network", None) is None:
@@ -68,6 +74,29 @@ def parts_fit(
         )
     if "values" in objective.needs and critic is None:
         raise ValueError(f"{name} needs a critic and the policy has none")
+
+
+def odd_beta(objective: Objective, *, likelihood: Likelihood) -> str | None:
+    """Why a beta looks like that of another kind of loss; None where it does not.
+
+    Sums of nats over an answer call for a beta of 0.001 to 1, means over its steps for one of 1 to
+    10: the commonest slip with these objectives, and nothing fails. Log-probs that are means over a
+    latent have betas in the thousands, so a bound is not looked at.
+    """
+    if not isinstance(objective, PairObjective) or likelihood == "bound":
+        return None
+    name, beta = type(objective).__name__, objective.beta
+    if objective.reduction == "mean" and beta < 0.5:
+        return (
+            f"{name} compares means over steps, and beta={beta:g} hardly tells them apart; published "
+            "values are 2 to 10"
+        )
+    if objective.reduction == "sum" and beta > 2:
+        return (
+            f"{name} compares sums over steps, and beta={beta:g} makes every pair all or nothing; "
+            "published values are 0.001 to 0.5"
+        )
+    return None
 
 
 def same_at_start(log_probs: Tensor, batch: Batch, *, dtype: torch.dtype) -> CheckLine:

@@ -70,7 +70,8 @@ def ordered_pairs(batch: Batch, *, min_margin: float = 0.0) -> Batch:
         better = torch.where(gap > 0, first, second)
         found.append(torch.stack([better, first + second - better], dim=1)[keep])
     empty = torch.zeros(0, 2, dtype=torch.int64, device=reward.device)
-    return counted(replace(batch, pairs=torch.cat([empty, *found]), coefficient=None), dropped)
+    pairs = torch.cat([empty, *found])
+    return counted(replace(batch, pairs=pairs, coefficient=None, pair_weight=None), dropped)
 
 
 def without_identical(batch: Batch) -> Batch:
@@ -90,6 +91,7 @@ def without_identical(batch: Batch) -> Batch:
         batch,
         pairs=batch.pairs[~same],
         coefficient=None if batch.coefficient is None else batch.coefficient[~same],
+        pair_weight=None if batch.pair_weight is None else batch.pair_weight[~same],
     )
     return counted(kept, {IDENTICAL: int(same.sum())})
 

@@ -121,7 +121,8 @@ class Objective(Protocol):
 
     Attributes:
         additive_over: How finely the loss may be divided: whole groups, or single steps.
-        needs: Subset of {"reference", "behaviour", "values", "pairs", "exact", "entropy", "kl"}:
+        needs: Subset of {"reference", "behaviour", "values", "pairs", "exact", "bound",
+            "entropy", "kl"}:
             what must be supplied for the loss to be defined.
     """
 

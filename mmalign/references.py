@@ -101,7 +101,7 @@ class RecordedReference:
 
     def scores(self, trajectory: Trajectory) -> Tensor:
         """``[B, T]`` float32 log-probs; only rows never seen before are computed."""
-        precision = _precision(trajectory.mask.device.type)
+        precision = fingerprints.precision_key(trajectory.mask.device.type)
         keys = [key + precision for key in fingerprints.row_keys(trajectory)]
         known = {key: self.store.get(key) for key in dict.fromkeys(keys)}
         found = {key: entry["score"] for key, entry in known.items() if entry is not None}
@@ -250,13 +250,6 @@ def _twin(model: nn.Module) -> nn.Module:
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
-
-
-def _precision(device: str) -> str:
-    """What a row's key says of precision: scores in another precision are other scores."""
-    found = f"-{torch.get_autocast_dtype(device)}" if torch.is_autocast_enabled(device) else ""
-    products = torch.get_float32_matmul_precision()
-    return found if products == "highest" else f"{found}-{products}"
 
 
 def _refuse_trained_base(model: nn.Module) -> None:

@@ -21,6 +21,26 @@ OBJECTIVES = {
     "ipo": "mmalign.objectives:IPO",
     "grpo": "mmalign.objectives:GRPO",
     "ppo": "mmalign.objectives:PPO",
+    "sft": "mmalign.objectives:SFT",
+    "opa_dpo": "mmalign.objectives:OPADPO",
+    "cdpo_smoothing": "mmalign.objectives:ConservativeDPO",
+    "rdpo": "mmalign.objectives:RobustDPO",
+    "ln_dpo": "mmalign.objectives:LengthNormalisedDPO",
+    "hinge": "mmalign.objectives:Hinge",
+    "exo_pair": "mmalign.objectives:EXO",
+    "discopop": "mmalign.objectives:DiscoPOP",
+    "f_dpo": "mmalign.objectives:FDPO",
+    "dpo_sft": "mmalign.objectives:DPOWithSFT",
+    "ld_dpo": "mmalign.objectives:LDDPO",
+    "nca_pair": "mmalign.objectives:NCA",
+    "apo_zero": "mmalign.objectives:APOZero",
+    "apo_down": "mmalign.objectives:APODown",
+    "sppo_hard": "mmalign.objectives:SPPO",
+    "simpo": "mmalign.objectives:SimPO",
+    "alphapo": "mmalign.objectives:AlphaPO",
+    "cpo": "mmalign.objectives:CPO",
+    "orpo": "mmalign.objectives:ORPO",
+    "mapo": "mmalign.objectives:MaPO",
 }
 REFERENCES = {
     "frozen": "mmalign.references:Frozen",
@@ -32,6 +52,11 @@ SOURCES = {
     "preferences": "mmalign.sources:Preferences",
     "rollouts": "mmalign.sources:Rollouts",
     "mixed": "mmalign.sources:Mixed",
+    "demonstrations": "mmalign.demonstrations:Demonstrations",
+    "views": "mmalign.vision.views:Views",
+    "bdhs_online": "mmalign.vision.bdhs:OnlineBDHS",
+    "bdhs_mixed": "mmalign.vision.bdhs:MixedBDHS",
+    "bdhs_averaged": "mmalign.vision.bdhs:AveragedBDHS",
 }
 SELECTORS = {
     "best_worst": "mmalign.selectors:BestWorst",
@@ -49,11 +74,50 @@ REWARDS = {
 DATA = {
     "tinyworld": "mmalign.tinyworld.data:TinyWorld",
     "file": "mmalign.data.files:File",
+    "built": "mmalign.data.built:Built",
+    "several": "mmalign.data.several:Several",
 }
 
-BUILDERS: dict[str, str] = {}
+BUILDERS: dict[str, str] = {
+    "bdhs": "mmalign.vision.bdhs:BDHS",
+    "povid": "mmalign.vision.bdhs:POVID",
+    "mia-dpo": "mmalign.vision.mia:MIADPO",
+    "rlaif-v": "mmalign.vision.rlaifv:RLAIFV",
+    "contrastive": "mmalign.vision.contrastive:Contrastive",
+    "insight-v": "mmalign.vision.insight:InsightV",
+    "opa-dpo": "mmalign.vision.opa.building:OPADPOBuilder",
+}
 
-CLAIMS: dict[str, str] = {}
+CLAIMS = {
+    "mia-dpo": "mmalign.tinyworld.claims.mia_dpo:CLAIM",
+    "bdhs": "mmalign.tinyworld.claims.bdhs:CLAIM",
+    "opa-dpo": "mmalign.tinyworld.claims.opa_dpo:CLAIM",
+    "mixed-dpo": "mmalign.tinyworld.claims.mixed_dpo:CLAIM",
+    "mdpo": "mmalign.tinyworld.claims.mdpo:CLAIM",
+}
+
+EXPERTS = {
+    "endpoint": "mmalign.vision.opa.experts:EndpointExpert",
+    "file": "mmalign.vision.opa.experts:FileExpert",
+    "tinyworld": "mmalign.tinyworld.expert:TinyWorldExpert",
+}
+
+ASKERS = {
+    "endpoint": "mmalign.endpoint:Endpoint",
+    "tinyworld": "mmalign.tinyworld.reasoner:Reasoner",
+}
+
+BENCHMARKS = {
+    "pope": "mmalign.vision.benchmarks.pope:POPE",
+    "chair": "mmalign.vision.benchmarks.chair:CHAIR",
+    "amber": "mmalign.vision.benchmarks.amber:AMBER",
+    "mmhal": "mmalign.vision.benchmarks.mmhal:MMHal",
+    "multi_image": "mmalign.vision.benchmarks.multi_image:MultiImage",
+    "attention_on_target": "mmalign.vision.benchmarks.attention:AttentionOnTarget",
+    "tinyworld_multi_image": "mmalign.tinyworld.benchmarks:TinyWorldMultiImage",
+    "tinyworld_pope": "mmalign.tinyworld.benchmarks:TinyWorldPOPE",
+    "tinyworld_chair": "mmalign.tinyworld.benchmarks:TinyWorldCHAIR",
+}
 
 TABLES: dict[str, dict[str, str]] = {
     "policies": POLICIES,
@@ -64,6 +128,9 @@ TABLES: dict[str, dict[str, str]] = {
     "rewards": REWARDS,
     "data": DATA,
     "builders": BUILDERS,
+    "askers": ASKERS,
+    "experts": EXPERTS,
+    "benchmarks": BENCHMARKS,
     "claims": CLAIMS,
 }
 

@@ -86,11 +86,11 @@ class PreferenceSource:
     def __iter__(self) -> Iterator[Batch]:
         while True:
             everything = self.order.next()
-            mine = _share(everything)
+            mine = share_of(everything)
             # A last batch smaller than the process count leaves some processes without a row. They
             # still take part in the gradient exchange, with a row that weighs nothing.
             batch = self._batch(mine or everything[-1:])
-            yield batch if mine else _weightless(batch)
+            yield batch if mine else weightless(batch)
 
     def _batch(self, chosen: Sequence[tuple[int, int]]) -> Batch:
         prompts: list[Prompt] = []
@@ -120,7 +120,7 @@ class PreferenceSource:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved position."""
-        _restore(self.order, state, len(self.data))
+        restore_order(self.order, state, len(self.data))
 
 
 class RolloutSource:
@@ -146,7 +146,7 @@ class RolloutSource:
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
-            batch = self._batch(_share(self.order.next()))
+            batch = self._batch(share_of(self.order.next()))
             yield batch if self.spec.selector is None else self.spec.selector(batch)
 
     def _batch(self, chosen: Sequence[tuple[int, int]]) -> Batch:
@@ -170,7 +170,7 @@ class RolloutSource:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved position."""
-        _restore(self.order, state, len(self.data))
+        restore_order(self.order, state, len(self.data))
 
 
 class MixedSource:
@@ -261,11 +261,12 @@ class Mixed:
         return MixedSource(parts)
 
 
-def _share(everything: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def share_of(everything: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """This process's part of a global batch of (epoch, row number)."""
     return list(everything[distributed.rank() :: distributed.world_size()])
 
 
-def _weightless(batch: Batch) -> Batch:
+def weightless(batch: Batch) -> Batch:
     """The same batch, counting nothing in any objective."""
     assert batch.pairs is not None
     nothing = torch.zeros(len(batch.pairs), device=batch.group.device)
@@ -278,7 +279,12 @@ def _sides(pair: Preference) -> list[tuple[Prompt, list[Output]]]:
     return [(pair.prompt, [pair.chosen]), (pair.rejected_prompt, [pair.rejected])]
 
 
-def _restore(order: Order, state: Mapping[str, Any], size: int) -> None:
+def restore_order(order: Order, state: Mapping[str, Any], size: int) -> None:
+    """Put ``order`` where a source's ``state`` was saved.
+
+    Raises:
+        ValueError: The data set had another size then.
+    """
     if state["size"] != size:
         raise ValueError(
             f"the data set had {state['size']} rows when this run was saved and has {size} now; "

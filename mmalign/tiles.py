@@ -139,12 +139,16 @@ def without(tile: Tensor, block: Block, value: float) -> Tensor:
     return tile.index_fill_(1, block.banned, value) if len(block.banned) else tile
 
 
-def accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """``total += left @ right``; the sum keeps its dtype, the products have that of ``right``."""
+def accumulate(total: Tensor, left: Tensor, right: Tensor, *, first: bool = False) -> None:
+    """``total += left @ right``; the sum keeps its dtype, the products have that of ``right``.
+
+    The first product takes the place of whatever is in ``total``, so that no zeros need be written.
+    """
     if right.dtype == total.dtype:
-        total.addmm_(left, right)
+        total.addmm_(left, right, beta=0 if first else 1)
     else:
-        total.add_(torch.mm(left.to(right.dtype), right, out_dtype=total.dtype))
+        product = torch.mm(left.to(right.dtype), right, out_dtype=total.dtype)
+        total.copy_(product) if first else total.add_(product)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,32 @@ def step_logits(logits: Tensor, *, temperature: float = 1.0, banned: Sequence[in
     return scaled
 
 
+def narrowed(logits: Tensor, *, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    """The logits of a few of the likeliest symbols, all others ruled out.
+
+    Args:
+        logits: ``[..., V]`` float32, from `step_logits`.
+        top_k: How many symbols stay, the likeliest; 1 leaves the arg-max. None for all.
+        top_p: Then as few of the likeliest stay as together have at least this probability, among
+            what ``top_k`` left. None for all.
+
+    Returns:
+        ``[..., V]`` float32, ``-inf`` at what is ruled out; the logits themselves where neither is
+        given.
+    """
+    if top_k is not None and top_k < logits.shape[-1]:
+        kept = logits.topk(top_k, dim=-1)
+        logits = torch.full_like(logits, float("-inf")).scatter(-1, kept.indices, kept.values)
+    if top_p is not None:
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+        chance = ordered.softmax(-1)
+        # A symbol stays while those before it have less than top_p: the first one always does.
+        beyond = chance.cumsum(-1) - chance >= top_p
+        ordered = ordered.masked_fill(beyond, float("-inf"))
+        logits = torch.empty_like(logits).scatter(-1, order, ordered)
+    return logits
+
+
 def log_probs_of(logits: Tensor, tokens: Tensor) -> Tensor:
     """Log-probability of the chosen symbols.
 

@@ -32,7 +32,7 @@ from mmalign.pieces import Bounds
 from mmalign.policy import Policy
 from mmalign.protocols import Reference, Source
 from mmalign.run import Run
-from mmalign.speed import Meter, progress_line, useful
+from mmalign.speed import Meter, keep_freed_memory, progress_line, useful
 from mmalign.state import Progress, restore, save, save_bad_batch
 from mmalign.types import Batch, Metric, Scores, Trajectory
 
@@ -105,6 +105,7 @@ class Trainer:
             self._start_folder()
         if self.run.training.trackers:
             self.accelerator.init_trackers("mmalign", config={"output": self.run.output})
+        keep_freed_memory(self.accelerator.device)
         if self.progress.step == 0:
             self._evaluate()
         bar = tqdm(

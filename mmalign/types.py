@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mmalign.pieces import Bounds, cut, extents
 from mmalign.prompts import Message, Output, Preference, Prompt
@@ -166,6 +167,8 @@ class Batch:
         advantage: ``[B, T]``, or None.
         pairs: ``[N, 2]`` int64 row numbers (chosen, rejected), or None.
         coefficient: ``[N]`` weight of each pair, or None for ones.
+        pair_weight: ``[N, 2, T]`` float32, weight of each step of a pair's (chosen, rejected) side;
+            where present it stands in for ``weight`` in that pair's sums. 0 where masked.
         denominator: What the summed loss is divided by, before summing over ranks: known before
             the first forward, so that any division into microbatches gives the same gradient.
         counters: Things dropped or noticed on the way here, by name; added over ranks.
@@ -185,12 +188,20 @@ class Batch:
     advantage: Tensor | None = None
     pairs: Tensor | None = None
     coefficient: Tensor | None = None
+    pair_weight: Tensor | None = None
     denominator: float = 0.0
     counters: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.trajectory)
+
+    def pair_weights(self) -> Tensor:
+        """``[N, 2, T]`` weights of the pairs' steps: ``pair_weight``, or those of their rows."""
+        if self.pair_weight is not None:
+            return self.pair_weight
+        assert self.pairs is not None
+        return self.weight[self.pairs]
 
     def rows(self, index: Tensor) -> Batch:
         """The rows at ``index`` (``[M]`` int64), with the pairs whose both sides are among them."""
@@ -204,8 +215,9 @@ class Batch:
             pairs = position[self.pairs]
             kept = (pairs >= 0).all(1)
             changes["pairs"] = pairs[kept]
-            if self.coefficient is not None:
-                changes["coefficient"] = self.coefficient[kept]
+            for name in _PER_PAIR:
+                value = getattr(self, name)
+                changes[name] = None if value is None else value[kept]
         return replace(self, **changes)
 
     def steps(self, window: slice) -> Batch:
@@ -214,6 +226,8 @@ class Batch:
         for name in _PER_STEP:
             value = getattr(self, name)
             changes[name] = None if value is None else value[:, window]
+        if self.pair_weight is not None:
+            changes["pair_weight"] = self.pair_weight[..., window]
         return replace(self, **changes)
 
     def cut(
@@ -304,6 +318,11 @@ class Batch:
                     for p, pair in zip(parts, pairs, strict=True)
                 ]
             )
+        if pairs and any(p.pair_weight is not None for p in parts):
+            # Without weights of its own a pair is weighed as its rows are.
+            changes["pair_weight"] = torch.cat(
+                [functional.pad(p.pair_weights(), (0, length - p.weight.shape[1])) for p in parts]
+            )
         counters: dict[str, float] = {}
         metrics: dict[str, tuple[float, float]] = {}
         for p in parts:
@@ -326,6 +345,7 @@ _PER_STEP = (
     "weight", "step_reward", "reference", "behaviour", "values", "returns", "advantage",
 )  # fmt: skip
 _PER_ROW = ("group", "reward", "label", *_PER_STEP)
+_PER_PAIR = ("coefficient", "pair_weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,8 @@ from mmalign.log import TIMING, RunFolder
 from mmalign.run import Run
 from mmalign.trainer import Trainer
 
-FILES = sorted(configs().rglob("*.yaml"))
+FILES = sorted(path for path in configs().rglob("*.yaml") if path.parent.name != "data")
+"""Of runs; the folders called data hold settings of builders."""
 STEPS = 3
 SMALL = {"batch_size": 3, "num_generations": 3, "size": 16, "rows_per_forward": 16}
 """What is made smaller wherever a setting of that name is a number."""
@@ -58,6 +59,15 @@ def small_run(file: Path, output: Path) -> Run:
         schedule="constant",
     )
     return replace(run, training=training, evaluation=None, output=str(output))
+
+
+def run_earlier_stage(file: Path) -> None:
+    """Where a config starts from the LoRA that another one leaves, run that other one first."""
+    start = getattr(getattr(config.load(file).policy, "lora", None), "path", None)
+    if start is not None:
+        folder = Path(start).parent
+        (earlier,) = (f for f in FILES if config.load(f).output == str(folder))
+        small_run(earlier, folder).train()
 
 
 def crash_in_update(trainer: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +114,8 @@ def test_a_crash_leaves_no_trace(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three updates in one go equal two, a crash inside the third, and the rest after a restart."""
+    monkeypatch.chdir(tmp_path)  # configs whose data are built write them below runs/
+    run_earlier_stage(file)
     small_run(file, tmp_path / "whole").train()
 
     broken = small_run(file, tmp_path / "broken").build()

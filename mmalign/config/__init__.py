@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmalign.benchmarks import Benchmark
 from mmalign.config import build, nodes
 from mmalign.config.nodes import ConfigError
 from mmalign.config.schema import json_schema
@@ -24,7 +25,8 @@ from mmalign.data.building import Builder
 from mmalign.run import Run
 
 __all__ = [
-    "ConfigError", "fingerprint", "from_data", "json_schema", "load", "load_builder", "loads",
+    "ConfigError", "described", "fingerprint", "from_data", "json_schema", "load", "load_benchmark",
+    "load_builder", "loads",
     "resolved", "save_resolved", "settings_of",
 ]  # fmt: skip
 
@@ -73,9 +75,35 @@ def load_builder(name: str, path: Path | None, overrides: Sequence[str] = ()) ->
     return found
 
 
+def load_benchmark(name: str, overrides: Sequence[str] = ()) -> Benchmark:
+    """The benchmark ``name`` of `mmalign.registry`, at a dotted path, or as a YAML file says.
+
+    Args:
+        name: Of the benchmark, or of a file that ends in ``.yaml`` or ``.yml`` and names its
+            benchmark by ``type``.
+        overrides: ``a.b.c=value`` each, applied in order; a value is YAML.
+
+    Raises:
+        ConfigError: As `load`.
+    """
+    is_file = name.endswith((".yaml", ".yml"))
+    root = _parsed(Path(name)) if is_file else nodes.of_data({"type": name}, "the benchmark")
+    for assignment in overrides:
+        nodes.override(root, assignment)
+    found = build.build(Benchmark, root, "")
+    assert isinstance(found, Benchmark)
+    return found
+
+
 def settings_of(builder: Builder) -> dict[str, Any]:
     """The settings of a builder as plain data, every default filled in."""
     found: dict[str, Any] = build.describe(Builder, builder)
+    return found
+
+
+def described(benchmark: Benchmark) -> dict[str, Any]:
+    """The settings of a benchmark as plain data, every default filled in, its type among them."""
+    found: dict[str, Any] = build.describe(Benchmark, benchmark)
     return found
 
 

@@ -18,8 +18,11 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mmalign import registry
+from mmalign.benchmarks import Benchmark
 from mmalign.config.nodes import ConfigError, Node
 from mmalign.data.building import Builder
+from mmalign.endpoint import Asker
+from mmalign.experts import Expert
 from mmalign.protocols import Objective, RewardModel, Selector
 from mmalign.run import DataSpec, PolicySpec, ReferenceSpec, SourceSpec
 
@@ -32,6 +35,9 @@ KINDS: Mapping[Any, str] = {
     RewardModel: "rewards",
     Selector: "selectors",
     Builder: "builders",
+    Asker: "askers",
+    Expert: "experts",
+    Benchmark: "benchmarks",
 }
 """Which table of names the node of a field annotated with this Protocol is looked up in."""
 

@@ -35,10 +35,15 @@ def inside(root: Path, name: str) -> Path:
     if not name or "\0" in name:
         raise ValueError(f"{name!r} is not a path")
     base = root.resolve()
-    path = (base / name).resolve()
+    try:
+        path = (base / name).resolve()
+        is_file = path.is_relative_to(base) and path.is_file()
+    except (OSError, RuntimeError, UnicodeError) as error:
+        # Too long a name, links in a circle, half a character.
+        raise ValueError(f"{name[:80]!r} is not a path ({error})") from error
     if not path.is_relative_to(base):
         raise ValueError(f"{name!r} lies outside the image folder {base}; set `images` to a parent")
-    if not path.is_file():
+    if not is_file:
         raise ValueError(f"{name!r} does not exist in the image folder {base}")
     return path
 
@@ -52,7 +57,25 @@ def check(picture: Picture, *, decode: bool = False) -> None:
     if decode:
         load(picture)
         return
-    _open(picture).close()
+    opened(picture).close()
+
+
+def opened(picture: Picture) -> Image.Image:
+    """The picture with its header read and its pixels not yet; the caller closes it.
+
+    Raises:
+        ValueError: As `check`.
+    """
+    try:
+        source = BytesIO(picture) if isinstance(picture, bytes) else picture
+        found = Image.open(source, formats=FORMATS)
+    except _UNREADABLE as error:
+        raise ValueError(f"not a readable {'/'.join(FORMATS)} picture ({error})") from error
+    width, height = found.size
+    if width * height > MAX_PIXELS:
+        found.close()
+        raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}; make it smaller")
+    return found
 
 
 def load(picture: Picture) -> Image.Image:
@@ -61,12 +84,12 @@ def load(picture: Picture) -> Image.Image:
     Raises:
         ValueError: As `check`, or the pixels are broken or cut short.
     """
-    with _open(picture) as opened:
+    with opened(picture) as image:
         try:
-            opened.load()
+            image.load()
         except _UNREADABLE as error:
             raise ValueError(f"its pixels are broken or cut short ({error})") from error
-        return to_rgb(_upright(opened))
+        return to_rgb(_upright(image))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -79,19 +102,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = Image.new("RGBA", shown.size, "white")
         image.alpha_composite(shown)
     return image.convert("RGB")
-
-
-def _open(picture: Picture) -> Image.Image:
-    try:
-        source = BytesIO(picture) if isinstance(picture, bytes) else picture
-        opened = Image.open(source, formats=FORMATS)
-    except _UNREADABLE as error:
-        raise ValueError(f"not a readable {'/'.join(FORMATS)} picture ({error})") from error
-    width, height = opened.size
-    if width * height > MAX_PIXELS:
-        opened.close()
-        raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}; make it smaller")
-    return opened
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,7 +95,7 @@ class Parquet:
 
     def __init__(self, path: Path) -> None:
         try:
-            from datasets import Dataset, Image
+            from datasets import Dataset
             from pyarrow import default_memory_pool
         except ModuleNotFoundError as error:
             raise ValueError(
@@ -109,17 +110,16 @@ class Parquet:
             raise ValueError(f"{path} is not a readable parquet file: {error}") from error
         # What reading a file for the first time took is otherwise kept for the next one.
         default_memory_pool().release_unused()
-        for name, feature in table.features.items():
-            if isinstance(feature, Image):
-                table = table.cast_column(name, Image(decode=False))
-        self.table = table
+        # As it is stored: pictures, alone or in lists, would be decoded before they are checked.
+        self.table = table.with_format("arrow")
 
     def __len__(self) -> int:
         return len(self.table)
 
     def read(self, number: int) -> Row:
-        """The row at this position."""
-        return dict(self.table[number])
+        """The row at this position; points in time as ISO 8601, as JSON files have them."""
+        row: Row = self.table[number].to_pylist()[0]
+        return {k: v.isoformat() if isinstance(v, date) else v for k, v in row.items()}
 
     def where(self, number: int) -> str:
         """``file, row n``, counted from 1."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmalign.functional.absolute import apo_down, apo_zero, bco, nca_pair
 from mmalign.functional.advantage import gae, group_advantage, tied_rows, whiten
+from mmalign.functional.anchored import anchor, stepwise_margin
 from mmalign.functional.coupled import aot, aot_unpaired
 from mmalign.functional.gaussian import gaussian_kl, gaussian_log_probs
 from mmalign.functional.logistic import (
@@ -61,6 +62,7 @@ PAIRWISE: Mapping[str, Callable[..., Tensor]] = {
 __all__ = [
     "PAIRWISE",
     "alphapo",
+    "anchor",
     "aot",
     "aot_unpaired",
     "apo_down",
@@ -94,6 +96,7 @@ __all__ = [
     "rdpo",
     "simpo",
     "sppo_hard",
+    "stepwise_margin",
     "tied_rows",
     "value_loss",
     "whiten",

@@ -7,10 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mmalign.objectives.absolute import NCA, SPPO, APODown, APOZero
 from mmalign.objectives.dpo import DPO
 from mmalign.objectives.grpo import GRPO
 from mmalign.objectives.ipo import IPO
+from mmalign.objectives.margin import (
+    EXO,
+    FDPO,
+    LDDPO,
+    ConservativeDPO,
+    DiscoPOP,
+    DPOWithSFT,
+    Hinge,
+    LengthNormalisedDPO,
+    RobustDPO,
+)
+from mmalign.objectives.opa_dpo import OPADPO
 from mmalign.objectives.ppo import PPO
+from mmalign.objectives.reference_free import CPO, ORPO, AlphaPO, MaPO, SimPO
+from mmalign.objectives.sft import SFT
 from mmalign.protocols import Objective
 
 OBJECTIVES: Mapping[str, type[Objective]] = {
@@ -18,6 +33,52 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
     "ipo": IPO,
     "grpo": GRPO,
     "ppo": PPO,
+    "sft": SFT,
+    "opa_dpo": OPADPO,
+    "cdpo_smoothing": ConservativeDPO,
+    "rdpo": RobustDPO,
+    "ln_dpo": LengthNormalisedDPO,
+    "hinge": Hinge,
+    "exo_pair": EXO,
+    "discopop": DiscoPOP,
+    "f_dpo": FDPO,
+    "dpo_sft": DPOWithSFT,
+    "ld_dpo": LDDPO,
+    "nca_pair": NCA,
+    "apo_zero": APOZero,
+    "apo_down": APODown,
+    "sppo_hard": SPPO,
+    "simpo": SimPO,
+    "alphapo": AlphaPO,
+    "cpo": CPO,
+    "orpo": ORPO,
+    "mapo": MaPO,
 }
 
-__all__ = ["DPO", "GRPO", "IPO", "OBJECTIVES", "PPO"]
+__all__ = [
+    "CPO",
+    "DPO",
+    "EXO",
+    "FDPO",
+    "GRPO",
+    "IPO",
+    "LDDPO",
+    "NCA",
+    "OBJECTIVES",
+    "OPADPO",
+    "ORPO",
+    "PPO",
+    "SFT",
+    "SPPO",
+    "APODown",
+    "APOZero",
+    "AlphaPO",
+    "ConservativeDPO",
+    "DPOWithSFT",
+    "DiscoPOP",
+    "Hinge",
+    "LengthNormalisedDPO",
+    "MaPO",
+    "RobustDPO",
+    "SimPO",
+]

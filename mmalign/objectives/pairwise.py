@@ -38,8 +38,9 @@ def credit(batch: Batch) -> Batch:
 def loss(scores: Scores, batch: Batch, *, formula: Formula, beta: float) -> Loss:
     """The sum of the formula over the piece's pairs, times their coefficients.
 
-    Log-probs are summed over the steps with ``batch.weight``. A piece without pairs gives 0 with a
-    graph, so that every process can run backward.
+    Log-probs are summed over the steps with ``batch.pair_weight``, or ``batch.weight`` where a
+    source sets no weights of pairs. A piece without pairs gives 0 with a graph, so that every
+    process can run backward.
 
     Args:
         scores: Of the piece, with gradient.
@@ -47,17 +48,23 @@ def loss(scores: Scores, batch: Batch, *, formula: Formula, beta: float) -> Loss
         formula: The six tensors of a pairwise loss to ``[N]``.
         beta: Turns log-ratios into the implicit rewards of the metrics.
     """
-    assert batch.pairs is not None and batch.reference is not None
+    assert batch.pairs is not None
+    # Formulas without a reference never look at it, and their implicit rewards are likelihoods.
+    reference = torch.zeros_like(batch.weight) if batch.reference is None else batch.reference
     w, r = batch.pairs.unbind(1)
-    s, ref = total_log_probs(scores.log_probs, batch), total_log_probs(batch.reference, batch)
-    n = (batch.trajectory.mask & (batch.weight != 0)).sum(1)
-    each = formula(s[w], s[r], ref[w], ref[r], n[w], n[r])
+    weights = batch.pair_weights()
+    mask = batch.trajectory.mask[batch.pairs]
+    s_w, s_r = masked_sum(scores.log_probs[batch.pairs] * weights, mask).unbind(1)
+    ref_w, ref_r = masked_sum(reference[batch.pairs] * weights, mask).unbind(1)
+    n_w, n_r = (mask & (weights != 0)).sum(2).unbind(1)
+    each = formula(s_w, s_r, ref_w, ref_r, n_w, n_r)
     weight = torch.ones_like(each) if batch.coefficient is None else batch.coefficient.to(each)
     total = (weight * each).sum()
     with torch.no_grad():
         # A pair of coefficient 0 only keeps a process without data in step with the others.
         w, r = w[weight != 0], r[weight != 0]
-        reward = beta * (s - ref)
+        s = total_log_probs(scores.log_probs, batch)
+        reward = beta * (s - total_log_probs(reference, batch))
         metrics = {
             "loss": (total.detach(), weight.sum()),
             "rewards/chosen": mean_of(reward[w]),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -13,15 +11,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
-from mmalign.data import images
 from mmalign.report.curves import panels
+from mmalign.report.pictures import shown, template
 from mmalign.report.reading import Record, RunRecord, read
 
-MAX_SIDE = 256
-PIXEL_ART = 64
-"""Pictures up to this many pixels are kept as they are and shown enlarged."""
 PACKAGES = (
     "mmalign",
     "torch",
@@ -84,21 +77,6 @@ class Score:
         return round(100 * min(1.0, max(0.0, (value - low) / (high - low))), 2)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
-    """A picture, or why it cannot be shown.
-
-    Attributes:
-        uri: ``data:`` URI; empty where it cannot.
-        tiny: Whether it is to be enlarged with hard edges.
-        problem: Why not.
-    """
-
-    uri: str = ""
-    tiny: bool = False
-    problem: str = ""
-
-
 def write(run_dirs: Sequence[Path], out: Path) -> Path:
     """Write one HTML file that needs nothing beside it.
 
@@ -115,14 +93,7 @@ def write(run_dirs: Sequence[Path], out: Path) -> Path:
     runs = [read(Path(folder)) for folder in run_dirs]
     if not runs:
         raise ValueError("a report needs the folder of at least one run")
-    environment = Environment(
-        loader=PackageLoader("mmalign.report", "."),
-        autoescape=select_autoescape(("html",)),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("page.html").render(
+    page = template("page.html").render(
         scores=[score for number, run in enumerate(runs) for score in scores(run, number)],
         sections=[_section(run, number) for number, run in enumerate(runs)],
         versions=_versions(),
@@ -211,7 +182,7 @@ def _samples(run: RunRecord) -> list[dict[str, Any]]:
         rows.append(
             {
                 "prompt": item["prompt"],
-                "images": [_picture(name, folder) for name in item.get("images", ())],
+                "images": [shown(name, folder) for name in item.get("images", ())],
                 "before": _outputs(before, folder),
                 "after": _outputs(after, folder),
             }
@@ -229,28 +200,11 @@ def _outputs(item: Record | None, folder: Path) -> list[dict[str, Any]]:
         found.append(
             {
                 "text": output if is_text else None,
-                "picture": None if is_text else _picture(output["image"], folder),
+                "picture": None if is_text else shown(output["image"], folder),
                 "scores": {name: values[number] for name, values in item["scores"].items()},
             }
         )
     return found
-
-
-def _picture(name: str, folder: Path) -> Shown:
-    try:
-        picture = images.load(images.inside(folder, name))
-    except ValueError as error:
-        return Shown(problem=str(error))
-    tiny = max(picture.size) <= PIXEL_ART
-    picture.thumbnail((MAX_SIDE, MAX_SIDE))
-    buffer = io.BytesIO()
-    if tiny:
-        picture.save(buffer, "PNG", optimize=True)
-    else:
-        picture.save(buffer, "WEBP", quality=85)
-    kind = "png" if tiny else "webp"
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return Shown(uri=f"data:image/{kind};base64,{data}", tiny=tiny)
 
 
 def _versions() -> dict[str, str]:

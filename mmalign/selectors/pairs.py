@@ -99,5 +99,5 @@ def _one_pair_a_group(batch: Batch, other: Other, min_margin: float) -> Batch:
         else:
             found.append((int(rows[earned.argmax()]), other(rows, earned)))
     pairs = torch.tensor(found, dtype=torch.int64, device=reward.device).reshape(-1, 2)
-    paired = replace(batch, pairs=pairs, coefficient=None)
+    paired = replace(batch, pairs=pairs, coefficient=None, pair_weight=None)
     return pairing.counted(pairing.trimmed(paired), dropped)

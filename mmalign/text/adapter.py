@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmalign import lora
-from mmalign.head import Head
 from mmalign.protocols import Likelihood, Want
 from mmalign.ragged import lengths_of
-from mmalign.text.answers import Sharing, answered, decoder_states, laid_out, scored
+from mmalign.text.answers import Read, Sharing, answered, decoder_states, laid_out, scored
 from mmalign.text.generation import Sampling, draw_uniforms, generate
 from mmalign.text.ids import answer_ids, prompt_ids
 from mmalign.text.lm_head import language_head
@@ -72,7 +71,7 @@ class CausalAdapter:
         """
         return recorded(
             outputs,
-            static={"prompt_ids": self._prompt_ids(prompts)},
+            static=self.static_of(prompts),
             tokenizer=self.tokenizer,
             sampling=self.sampling,
         )
@@ -87,20 +86,15 @@ class CausalAdapter:
         generators: Sequence[torch.Generator],
     ) -> Trajectory:
         """``group_size`` answers of each prompt; a row's draws depend on no other row."""
-        ids = self._prompt_ids(prompts)
-        network = cast(PreTrainedModel, model)
-        mask = left_padded([torch.ones_like(row) for row in ids])
-        inputs = {"input_ids": left_padded(ids), "attention_mask": mask}
+        network, static = cast(PreTrainedModel, model), self.static_of(prompts)
         uniforms = draw_uniforms(
             generators, group_size=group_size, num_steps=self.sampling.max_new_tokens
         )
-        drawn = generate(
-            network, {k: v.to(network.device) for k, v in inputs.items()}, uniforms, self.sampling
-        )
+        drawn = generate(network, self.prefill(network, static), uniforms, self.sampling)
         return Trajectory(
             mask=drawn.mask,
             prompt_of=torch.arange(len(prompts)).repeat_interleave(group_size),
-            static={"prompt_ids": ids},
+            static=static,
             stepwise={"token": drawn.tokens},
             outputs=decoded(self.tokenizer, drawn.tokens, drawn.mask),
             log_probs=drawn.log_probs,
@@ -115,12 +109,7 @@ class CausalAdapter:
         against: nn.Module | None = None,
     ) -> Scores:
         """Log-probs of the answers' tokens, nats under the sampling temperature."""
-        states, head = self._read(model, trajectory)
-        other = None
-        if "kl" in want and against is not None:
-            with torch.no_grad():
-                other = self._read(against, trajectory)
-        return scored(states, head, trajectory, want=want, against=other)
+        return scored(self._read, model, trajectory, want=want, against=against)
 
     def prompt_lengths(self, trajectory: Trajectory) -> Tensor:
         """Tokens of each prompt; see `mmalign.protocols.Adapter`."""
@@ -135,8 +124,25 @@ class CausalAdapter:
         save_model(model, directory)
         self.tokenizer.save_pretrained(str(directory))
 
-    def _read(self, model: nn.Module, trajectory: Trajectory) -> tuple[Tensor, Head]:
-        """What a network says before each scored token, ``[M, F]``, and the head that reads it."""
+    def static_of(self, prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
+        """What is kept of prompts, however many answers they get; see `Trajectory.static`.
+
+        Raises:
+            ValueError: A prompt is empty, or too long.
+        """
+        ids = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
+        for row, found in enumerate(ids):
+            check_length(len(found), row, self.max_prompt_length)
+        return {"prompt_ids": [torch.tensor(found, dtype=torch.int64) for found in ids]}
+
+    def prefill(self, network: PreTrainedModel, static: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What the network reads of every prompt before it draws; see `generate`."""
+        ids = static["prompt_ids"]
+        mask = left_padded([torch.ones_like(row) for row in ids])
+        inputs = {"input_ids": left_padded(ids), "attention_mask": mask}
+        return {key: value.to(network.device) for key, value in inputs.items()}
+
+    def _read(self, model: nn.Module, trajectory: Trajectory) -> Read:
         network = cast(PreTrainedModel, model)
         tokens, mask = answered(trajectory, network.device)
         prompts = trajectory.static["prompt_ids"]
@@ -150,15 +156,10 @@ class CausalAdapter:
             share=self.share_prompts,
         )
         states = decoder_states(network, rows, {"input_ids": rows.input_ids})
-        return states, language_head(
+        head = language_head(
             network, temperature=self.sampling.temperature, banned=self.sampling.banned
         )
-
-    def _prompt_ids(self, prompts: Sequence[Prompt]) -> list[Tensor]:
-        ids = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
-        for row, found in enumerate(ids):
-            check_length(len(found), row, self.max_prompt_length)
-        return [torch.tensor(found, dtype=torch.int64) for found in ids]
+        return Read(states=states, head=head)
 
 
 def recorded(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mmalign.head import Head, head_scores
+from mmalign.pieces import extents
 from mmalign.protocols import Want
-from mmalign.text.packing import Rows, answer_lengths, packed, side_by_side
+from mmalign.text.packing import Rows, packed, side_by_side
 from mmalign.text.shared import shares_prompts, worth_sharing
 from mmalign.types import Scores, Trajectory
 
@@ -44,7 +46,7 @@ def laid_out(
     able = share is not False and shares_prompts(decoder)
     if able and share is None:
         lengths = [len(ids) for ids in prompts]
-        able = worth_sharing(lengths, prompt_of, answer_lengths(mask))
+        able = worth_sharing(lengths, prompt_of, extents(mask).tolist())
     return (packed if able else side_by_side)(prompts, positions, prompt_of, tokens, mask)
 
 
@@ -69,33 +71,51 @@ def answered(trajectory: Trajectory, device: torch.device) -> tuple[Tensor, Tens
     return tokens, trajectory.mask[:, :width].to(device)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """What a network says before each of the M scored tokens, row by row.
+
+    Attributes:
+        states: ``[M, D]`` what the head reads.
+        head: The language model's.
+        features: ``[M, F]`` what `Scores.features` is to hold; None for ``states``.
+    """
+
+    states: Tensor
+    head: Head
+    features: Tensor | None = None
+
+
 def scored(
-    states: Tensor,
-    head: Head,
+    read: Callable[[nn.Module, Trajectory], Read],
+    model: nn.Module,
     trajectory: Trajectory,
     *,
-    want: Want = frozenset(),
-    against: tuple[Tensor, Head] | None = None,
-    features: Tensor | None = None,
+    want: Want,
+    against: nn.Module | None,
 ) -> Scores:
     """What the head says of the scored tokens, laid back into rows.
 
     Args:
-        states: ``[M, D]`` what the head reads where the M scored tokens are predicted, row by row.
-        head: The language model's.
+        read: Has a network read prompts and answers.
+        model: The network that is asked.
         trajectory: B rows of T steps with M scored ones.
         want: Further fields of `Scores`.
-        against: The reference's states and head, where ``"kl"`` is wanted.
-        features: ``[M, F]`` what `Scores.features` is to hold; None for ``states``.
+        against: The reference's network, read without a gradient where ``"kl"`` is wanted.
 
     Returns:
         ``[B, T]`` float32 under every field asked for; 0, without gradient, where masked.
     """
-    mask = trajectory.mask.to(states.device)
-    tokens = trajectory.stepwise["token"].to(states.device)[mask]
-    found = head_scores(states, tokens, head, want=want - {"features"}, against=against)
+    own, other = read(model, trajectory), None
+    if "kl" in want and against is not None:
+        with torch.no_grad():
+            reference = read(against, trajectory)
+        other = (reference.states, reference.head)
+    mask = trajectory.mask.to(own.states.device)
+    tokens = trajectory.stepwise["token"].to(own.states.device)[mask]
+    found = head_scores(own.states, tokens, own.head, want=want - {"features"}, against=other)
     if "features" in want:
-        found["features"] = (states if features is None else features).float()
+        found["features"] = (own.states if own.features is None else own.features).float()
     return Scores(**{name: _laid_back(value, mask) for name, value in found.items()})
 
 

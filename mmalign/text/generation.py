@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,6 +21,12 @@ NUM_TELLING = 32
 # Rows that have ended are taken out of the batch once they are this share of it: taking them out
 # copies the keys and values of those that stay, which a few steps with fewer rows pay for.
 ENDED_SHARE = 0.25
+
+Narrow: TypeAlias = Callable[[Tensor], Tensor]
+"""From the logits of a step to those that are drawn from, such as `mmalign.tokens.narrowed`."""
+Over: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""From the numbers ``[R]`` of answers and their tokens so far ``[R, t]`` to ``[R]`` bool: which of
+them are over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +81,9 @@ def generate(
     inputs: Mapping[str, Tensor],
     uniforms: Tensor,
     sampling: Sampling,
+    *,
+    narrow: Narrow | None = None,
+    over: Over | None = None,
 ) -> Drawn:
     """Sample G answers of each of P prompts.
 
@@ -87,6 +96,9 @@ def generate(
         uniforms: ``[P * G, max_new_tokens]`` in [0, 1), one number a token, rows of a prompt
             adjacent.
         sampling: How to draw.
+        narrow: Rules out tokens at every step; None for none.
+        over: Ends answers beside the stop ids; told of all answers that have not ended. None for
+            the stop ids alone.
 
     Returns:
         B = P * G answers, as wide as the longest.
@@ -94,7 +106,9 @@ def generate(
     mask = inputs["attention_mask"]
     given = {"position_ids": positions_of(mask), **inputs}
     rows = Decoding.of(model, attention_mask=mask, position_ids=given["position_ids"])
-    logits = model(**given, past_key_values=rows.cache, use_cache=True, **_last_only(model)).logits
+    logits = model(
+        **given, past_key_values=rows.cache, use_cache=True, **last_positions(model, 1)
+    ).logits
     shape, device = uniforms.shape, mask.device
     tokens = torch.zeros(shape, dtype=torch.int64, device=device)
     log_probs = torch.zeros(shape, dtype=torch.float32, device=device)
@@ -104,12 +118,17 @@ def generate(
     answer = torch.arange(len(uniforms), device=device)
     source = answer // (len(uniforms) // len(mask))
     running = torch.ones_like(answer, dtype=torch.bool)
+    lengths = torch.zeros_like(answer)
     logits = logits[source, -1]
     for step in range(sampling.max_new_tokens):
-        drawn, chance = draw(logits, uniforms[answer, step], sampling)
+        drawn, chance = draw(logits, uniforms[answer, step], sampling, narrow)
         tokens[answer[running], step] = drawn[running]
         log_probs[answer[running], step] = chance[running]
+        lengths[answer[running]] = step + 1
         running = running & ~torch.isin(drawn, stops)
+        if over is not None and running.any():
+            going = answer[running]
+            running[running.clone()] = ~over(going, tokens[going, : step + 1]).to(device)
         if step + 1 == sampling.max_new_tokens or not running.any():
             break
         if step == 0 or float(running.float().mean()) <= 1 - ENDED_SHARE:
@@ -117,44 +136,42 @@ def generate(
             answer, drawn, running = answer[running], drawn[running], running[running]
             source = torch.arange(len(answer), device=device)
         logits = model(input_ids=drawn.unsqueeze(1), **rows.step()).logits[:, -1]
-    return finished(tokens[:, : step + 1].cpu(), log_probs[:, : step + 1].cpu(), sampling)
+    _say_cut(int(running.sum()), len(uniforms), sampling.max_new_tokens)
+    return Drawn(
+        tokens=tokens[:, : step + 1].cpu(),
+        mask=prefix_mask(lengths, width=step + 1).cpu(),
+        log_probs=log_probs[:, : step + 1].cpu(),
+    )
 
 
-def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+def draw(
+    logits: Tensor, uniforms: Tensor, sampling: Sampling, narrow: Narrow | None = None
+) -> tuple[Tensor, Tensor]:
     """One token a row, and its log-prob under the distribution that it was drawn from.
 
     Args:
         logits: ``[R, V]`` of the network.
         uniforms: ``[R]`` in [0, 1).
         sampling: Temperature and banned ids.
+        narrow: Rules out further tokens.
     """
     scaled = step_logits(logits, temperature=sampling.temperature, banned=sampling.banned)
+    scaled = scaled if narrow is None else narrow(scaled)
     drawn = inverse_cdf_sample(scaled.softmax(-1), uniforms)
     return drawn, log_probs_of(scaled, drawn)
 
 
-def finished(tokens: Tensor, log_probs: Tensor, sampling: Sampling) -> Drawn:
-    """The answers ``[B, T]`` with their ends; says so where most of them have none."""
-    lengths = answer_lengths(tokens, sampling.stop_ids)
-    cut = ~torch.isin(tokens.gather(1, lengths.unsqueeze(1) - 1), torch.tensor(sampling.stop_ids))
-    if len(cut) >= NUM_TELLING and cut.float().mean() > 0.5:
+def _say_cut(cut: int, total: int, limit: int) -> None:
+    """Warn where most answers did not end."""
+    if total >= NUM_TELLING and cut > total / 2:
         warnings.warn(
-            f"{int(cut.sum())} of {len(cut)} sampled answers were cut at max_new_tokens="
-            f"{sampling.max_new_tokens} before they ended; raise it unless this is meant",
+            f"{cut} of {total} sampled answers were cut at max_new_tokens={limit} before they "
+            "ended; raise it unless this is meant",
             stacklevel=4,
         )
-    mask = prefix_mask(lengths, width=tokens.shape[1])
-    return Drawn(tokens=tokens, mask=mask, log_probs=log_probs)
 
 
-def answer_lengths(tokens: Tensor, stop_ids: Sequence[int]) -> Tensor:
-    """``[B]`` length of each answer of ``[B, T]``: up to its first stop id, that one included."""
-    stops = torch.isin(tokens, torch.tensor(list(stop_ids), device=tokens.device))
-    first = stops.int().argmax(1) + 1
-    return torch.where(stops.any(1), first, tokens.shape[1])
-
-
-def _last_only(model: PreTrainedModel) -> dict[str, Any]:
-    """The option that spares the logits of all positions but the last, where there is one."""
+def last_positions(model: PreTrainedModel, count: int) -> dict[str, Any]:
+    """The option that spares the logits of all but the last positions, where there is one."""
     known = inspect.signature(model.forward).parameters
-    return {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+    return {"logits_to_keep": count} if "logits_to_keep" in known else {}

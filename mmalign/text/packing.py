@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.pieces import extents
 from mmalign.text.rows import left_padded, prefix_mask
 from mmalign.text.shared import LAYOUT, Layout, Segment, no_mask
 
@@ -56,13 +57,6 @@ class Rows:
         return states[self.row, self.column]
 
 
-def answer_lengths(mask: Tensor) -> list[int]:
-    """Length of each answer: up to its last scored token, 0 where nothing is scored."""
-    steps = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    lengths: list[int] = (mask * steps).amax(1).tolist()
-    return lengths
-
-
 def side_by_side(
     prompts: Sequence[Tensor],
     positions: Sequence[Tensor],
@@ -84,8 +78,7 @@ def side_by_side(
     width = ids.shape[1]
     lengths = torch.tensor([len(prompts[i]) for i in prompt_of], device=device)
     real = prefix_mask(lengths, width=width).flip(1)
-    read = torch.tensor(answer_lengths(mask), device=device) - 1
-    answered = prefix_mask(read, width=steps - 1)
+    answered = prefix_mask(extents(mask) - 1, width=steps - 1)
     row, step = mask.nonzero(as_tuple=True)
     return Rows(
         input_ids=torch.cat([ids, tokens[:, :-1]], 1),
@@ -106,7 +99,7 @@ def packed(
     mask: Tensor,
 ) -> Rows:
     """Everything in one row: each prompt once, its answers behind it; arguments as above."""
-    device, lengths = tokens.device, answer_lengths(mask)
+    device, lengths = tokens.device, extents(mask).tolist()
     ids, places, answer, segments = [], [], [], []
     predicting: list[Tensor] = [torch.empty(0)] * len(prompt_of)
     order = tuple(dict.fromkeys(sorted(prompt_of)))

@@ -220,9 +220,9 @@ def _difference(decoder: PreTrainedModel) -> str | None:
     found = packed[[4, 5, 6, 7, 4, 8, 9, 10]]
     scale = float(plain.float().abs().max())
     error = float((found - plain).float().abs().max())
-    if error <= TOLERANCE.get(plain.dtype, HALF_TOLERANCE) * max(scale, 1e-6):
+    if error <= TOLERANCE.get(plain.dtype, HALF_TOLERANCE) * scale:
         return None
-    return f"it then answers otherwise (by {error / scale:.1e} of the largest state)"
+    return f"it then answers otherwise (by {error:.1e}, where the largest state is {scale:.1e})"
 
 
 def worth_sharing(prompts: Sequence[int], prompt_of: Sequence[int], answers: Sequence[int]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, JanusProcessor
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from mmalign.head import Head
 from mmalign.protocols import Likelihood, Want
 from mmalign.ragged import lengths_of
 from mmalign.text.adapter import save_model
-from mmalign.text.answers import Sharing, recomputing, scored
+from mmalign.text.answers import Read, Sharing, recomputing, scored
 from mmalign.text.generation import draw_uniforms
 from mmalign.types import Output, Prompt, Scores, Trajectory
 from mmalign.vision.ar_codes import (
@@ -29,15 +28,6 @@ from mmalign.vision.ar_codes import (
     scored_rows,
 )
 from mmalign.vision.ar_pictures import decode_pictures, encode_pictures, prompt_ids
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Read:
-    """What a network says before each of M scored codes: what the head reads, and the states."""
-
-    states: Tensor
-    features: Tensor
-    head: Head
 
 
 class ARImageAdapter:
@@ -139,15 +129,7 @@ class ARImageAdapter:
 
         ``features`` are the hidden states that the codes are read from, of the conditional row.
         """
-        read = self._read(model, trajectory)
-        other = None
-        if "kl" in want and against is not None:
-            with torch.no_grad():
-                reference = self._read(against, trajectory)
-            other = (reference.states, reference.head)
-        return scored(
-            read.states, read.head, trajectory, want=want, against=other, features=read.features
-        )
+        return scored(self._read, model, trajectory, want=want, against=against)
 
     def prompt_lengths(self, trajectory: Trajectory) -> Tensor:
         """Tokens of each prompt; see `mmalign.protocols.Adapter`."""
@@ -162,7 +144,7 @@ class ARImageAdapter:
         save_model(model, directory)
         self.processor.save_pretrained(str(directory))
 
-    def _read(self, model: nn.Module, trajectory: Trajectory) -> _Read:
+    def _read(self, model: nn.Module, trajectory: Trajectory) -> Read:
         network = cast(JanusForConditionalGeneration, model)
         sampling = self.sampling
         rows = scored_rows(
@@ -181,7 +163,7 @@ class ARImageAdapter:
         read = before_head(network, states)
         if len(states) > len(features):
             read = sampling.guide(*read.chunk(2))
-        return _Read(states=read, features=features, head=code_head(network, sampling.temperature))
+        return Read(states=read, features=features, head=code_head(network, sampling.temperature))
 
     def _trajectory(
         self, codes: Tensor, prompt_of: Tensor, ids: list[Tensor], outputs: Sequence[Output]

@@ -10,73 +10,19 @@ a rounding, on the pictures it happened to be computed beside: a resumed run com
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mmalign import lora
-from mmalign.fingerprints import content_key
+from mmalign.fingerprints import code_versions, content_key, precision_key
+from mmalign.vision.families import ENCODED, Family, Picture, pictures_of
 from mmalign.vision.feature_cache import FeatureCache
 from mmalign.vision.lvlm_inputs import image_inputs
-
-logger = logging.getLogger(__name__)
-
-Picture = Mapping[str, Tensor]
-"""The per-image keys of one picture, each with its axis over pictures (or patches) in front."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """How models of one family hand pictures to their language model.
-
-    Attributes:
-        grid: The key of the patch grid ``[n, 3]`` where ``pixel_values`` are rows of patches, and
-            positions have several axes, which the model's `get_rope_index` counts; None where the
-            pictures are stacked and positions are plain.
-        projector: The module that is all there is between tower and language model, where the
-            model has such a module outside its tower; it works token by token.
-    """
-
-    grid: str | None = None
-    projector: str | None = None
-
-
-FAMILIES: Mapping[str, Family] = {
-    "llava": Family(projector="multi_modal_projector"),
-    "llava_next": Family(),
-    "qwen2_vl": Family(grid="image_grid_thw"),
-    "qwen2_5_vl": Family(grid="image_grid_thw"),
-}
-"""By transformers' ``model_type``."""
-
-
-def family_of(network: PreTrainedModel) -> Family | None:
-    """The family of a model; None, and a line in the log, where its features cannot be shared."""
-    family = FAMILIES.get(network.config.model_type)
-    if family is None:
-        logger.warning(
-            "%s: pictures and prompts are read anew for each answer, since models of type %r are "
-            "not known to share them (known: %s)",
-            type(network).__name__, network.config.model_type, ", ".join(FAMILIES),
-        )  # fmt: skip
-    return family
-
-
-def pictures_of(per_image: Mapping[str, Tensor], family: Family) -> list[Picture]:
-    """The single pictures of a prompt, in reading order; views, nothing is copied."""
-    if not per_image:
-        return []
-    count = len(per_image[family.grid or "pixel_values"])
-    sizes = dict.fromkeys(per_image, [1] * count)
-    if family.grid is not None:
-        sizes["pixel_values"] = per_image[family.grid].prod(-1).tolist()
-    parts = {key: value.split(sizes[key]) for key, value in per_image.items()}
-    return [{key: part[i] for key, part in parts.items()} for i in range(count)]
 
 
 def picture_keys(per_image: Mapping[str, Tensor], family: Family) -> list[str]:
@@ -102,7 +48,8 @@ def features_of(
         cache: Keeps what is frozen.
 
     Returns:
-        ``[K_i, H]`` for each prompt: the features of its pictures, one after the other.
+        ``[K_i, W]`` for each prompt: the features of its pictures, one after the other. W is the
+        decoder's width H, or a multiple of it where the family is read in several layers.
     """
     distinct: dict[str, Picture] = {}
     for one, names in zip(per_image, keys, strict=True):
@@ -118,7 +65,8 @@ def embed(network: PreTrainedModel, ids: Tensor, features: Sequence[Tensor]) -> 
     Args:
         network: A model of one of the families.
         ids: ``[R, L]`` int64.
-        features: ``[K_i, H]`` each, in reading order of the image tokens.
+        features: ``[K_i, W]`` each, in reading order of the image tokens; their first H entries
+            are read.
 
     Returns:
         ``[R, L, H]``.
@@ -126,17 +74,50 @@ def embed(network: PreTrainedModel, ids: Tensor, features: Sequence[Tensor]) -> 
     Raises:
         ValueError: There are more image tokens than features, or fewer.
     """
-    embeddings: Tensor = network.get_input_embeddings()(ids)
-    places = (ids == network.config.image_token_id).nonzero(as_tuple=True)
-    given = sum(len(one) for one in features)
-    if len(places[0]) != given:
+    images = ids == network.config.image_token_id
+    # A place mark may lie outside the vocabulary.
+    embeddings: Tensor = network.get_input_embeddings()(ids.masked_fill(images, 0))
+    found = [one for one in features if len(one)]
+    places, given = int(images.sum()), sum(len(one) for one in found)
+    if places != given:
         raise ValueError(
-            f"the ids hold {len(places[0])} image tokens and the pictures have {given} features; "
+            f"the ids hold {places} image tokens and the pictures have {given} features; "
             "the processor does not belong to this model"
         )
     if not given:
         return embeddings
-    return embeddings.index_put(places, torch.cat(list(features)).to(embeddings))
+    values = torch.cat(found)[:, : embeddings.shape[-1]].to(embeddings)
+    return embeddings.index_put(images.nonzero(as_tuple=True), values)
+
+
+def decoder_inputs(
+    network: PreTrainedModel, ids: Tensor, features: Sequence[Tensor], *, family: Family
+) -> dict[str, Any]:
+    """What the decoder takes beside masks and positions; arguments and errors as `embed`."""
+    inputs: dict[str, Any] = {"inputs_embeds": embed(network, ids, features)}
+    found = [one for one in features if len(one)]
+    if family.deepstack and found:
+        _, *later = torch.cat(found).split(inputs["inputs_embeds"].shape[-1], -1)
+        inputs["visual_pos_masks"] = ids == network.config.image_token_id
+        inputs["deepstack_visual_embeds"] = later
+    return inputs
+
+
+def model_inputs(
+    network: PreTrainedModel, ids: Tensor, features: Sequence[Tensor], *, family: Family
+) -> dict[str, Any]:
+    """What the whole model takes beside masks and positions; arguments and errors as `embed`."""
+    embeddings = embed(network, ids, features)
+    found = [one for one in features if len(one)]
+    if not (family.deepstack and found):
+        return {"inputs_embeds": embeddings}
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+    first, *later = torch.cat(found).split(embeddings.shape[-1], -1)
+    encoded = BaseModelOutputWithDeepstackFeatures(
+        pooler_output=[first], deepstack_features=[[one] for one in later]
+    )
+    return {"input_ids": ids, ENCODED: {"image": encoded}}
 
 
 def positions_of(
@@ -178,23 +159,27 @@ def _computed(
 ) -> dict[str, Tensor]:
     """Features of every picture; the frozen part of the way is walked once for each."""
     base = network.base_model
-    behind: nn.Module | None = None
-    parts = [child for child in base.children() if child is not network.get_decoder()]
+    behind = None if family.projector is None else base.get_submodule(family.projector)
+    if behind is not None and _frozen([behind], behind=None):
+        behind = None
+    parts = [child for child in base.children() if child not in (network.get_decoder(), behind)]
     loose = list(base.parameters(recurse=False))
-    if family.projector is not None and not _frozen([base.get_submodule(family.projector)]):
-        behind = base.get_submodule(family.projector)
-        parts.remove(behind)
-    if not _frozen(parts) or any(parameter.requires_grad for parameter in loose):
-        return dict(zip(pictures, _read(network, list(pictures.values())), strict=True))
+    if not _frozen(parts, behind=behind) or any(parameter.requires_grad for parameter in loose):
+        return dict(zip(pictures, _read(network, list(pictures.values()), family), strict=True))
+    after = set() if behind is None else {id(t) for t in (*behind.parameters(), *behind.buffers())}
     tensors = [t for part in parts for t in (*part.parameters(), *part.buffers())]
-    state = cache.state_of([*tensors, *loose])
+    left_out = family.projector if behind is not None else None
+    state = cache.state_of(
+        [t for t in (*tensors, *loose) if id(t) not in after],
+        about=lambda: _about(network, left_out),
+    )
     found = {}
     for name, picture in pictures.items():
-        key = (name, _precision(network.device.type))
-        kept = cache.get(state, key)
+        key = name + precision_key(network.device.type)
+        kept = cache.get(state, key, network.device)
         if kept is None:
-            with torch.no_grad(), _left_out(base, family.projector if behind else None):
-                (kept,) = _read(network, [picture])
+            with torch.no_grad(), _left_out(base, left_out):
+                (kept,) = _read(network, [picture], family)
             cache.add(state, key, kept)
         found[name] = kept
     if behind is None:
@@ -203,21 +188,51 @@ def _computed(
     return dict(zip(found, behind(torch.cat(list(found.values()))).split(sizes), strict=True))
 
 
-def _read(network: PreTrainedModel, pictures: Sequence[Picture]) -> Sequence[Tensor]:
-    """``[K, H]`` of each picture, through the model's own code, in one call."""
+def _about(network: PreTrainedModel, left_out: str | None) -> dict[str, str]:
+    """What features depend on apart from pictures and weights: see `mmalign.fingerprints`."""
+    config = network.config.to_dict()
+    # Where the weights came from, and which network reads the features, make no difference.
+    for name in ("_name_or_path", "text_config", "transformers_version"):
+        config.pop(name, None)
+    return {
+        "network": type(network).__name__,
+        "config": content_key(config),
+        "attention": " ".join(
+            f"{child.config._attn_implementation}"
+            for child in network.base_model.children()
+            if isinstance(child, PreTrainedModel) and child is not network.get_decoder()
+        ),
+        "without": left_out or "nothing",
+        "code": code_versions(),
+    }
+
+
+def _read(
+    network: PreTrainedModel, pictures: Sequence[Picture], family: Family
+) -> Sequence[Tensor]:
+    """``[K, W]`` of each picture, through the model's own code, in one call where that is one."""
+    if family.number is not None and len(pictures) > 1:
+        return [_read(network, [picture], family)[0] for picture in pictures]
     inputs = {
         key: value.to(network.device, network.dtype if value.is_floating_point() else value.dtype)
         for key, value in image_inputs(pictures).items()
     }
-    found: Sequence[Tensor] = network.get_image_features(**inputs).pooler_output
+    output = network.get_image_features(**inputs)
+    found: Sequence[Tensor] = output.pooler_output
     assert len(found) == len(pictures)
-    return found
+    if not family.deepstack:
+        return found
+    return [torch.cat(every, -1) for every in zip(found, *output.deepstack_features, strict=True)]
 
 
-def _frozen(parts: Sequence[nn.Module]) -> bool:
-    """Whether nothing here is trained, and no LoRA makes the output depend on which one is on."""
+def _frozen(parts: Sequence[nn.Module], *, behind: nn.Module | None) -> bool:
+    """Whether nothing here is trained, and no LoRA makes the output depend on which one is on.
+
+    What ``behind``, a module within, holds does not count.
+    """
+    after = set() if behind is None else {id(parameter) for parameter in behind.parameters()}
     return not any(
-        lora.names(part) or any(parameter.requires_grad for parameter in part.parameters())
+        lora.names(part) or any(p.requires_grad for p in part.parameters() if id(p) not in after)
         for part in parts
     )
 
@@ -228,14 +243,10 @@ def _left_out(base: nn.Module, name: str | None) -> Iterator[None]:
     if name is None:
         yield
         return
-    module = base.get_submodule(name)
-    setattr(base, name, nn.Identity())
+    above, _, leaf = name.rpartition(".")
+    parent, module = base.get_submodule(above), base.get_submodule(name)
+    setattr(parent, leaf, nn.Identity())
     try:
         yield
     finally:
-        setattr(base, name, module)
-
-
-def _precision(device: str) -> torch.dtype | None:
-    """Features computed under autocast are other features."""
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        setattr(parent, leaf, module)

@@ -11,18 +11,32 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, ProcessorMixin
 
-from mmalign.head import Head
 from mmalign.protocols import Likelihood, Want
 from mmalign.ragged import lengths_of
 from mmalign.text.adapter import decoded, recorded, save_model
-from mmalign.text.answers import Sharing, answered, decoder_states, laid_out, recomputing, scored
+from mmalign.text.answers import (
+    Read,
+    Sharing,
+    answered,
+    decoder_states,
+    laid_out,
+    recomputing,
+    scored,
+)
 from mmalign.text.generation import Sampling, draw_uniforms, generate
 from mmalign.text.lm_head import language_head
 from mmalign.text.packing import Rows, counted, further
 from mmalign.text.rows import left_padded
 from mmalign.types import Output, Prompt, Scores, Trajectory
+from mmalign.vision.families import Family
 from mmalign.vision.feature_cache import FeatureCache
-from mmalign.vision.features import Family, embed, features_of, picture_keys, positions_of
+from mmalign.vision.features import (
+    decoder_inputs,
+    features_of,
+    model_inputs,
+    picture_keys,
+    positions_of,
+)
 from mmalign.vision.lvlm_inputs import Processed, image_inputs, process
 
 Static = Mapping[str, Any]
@@ -32,7 +46,7 @@ class LVLMAdapter:
     """Drives the image-text-to-text models of transformers through their own processors.
 
     Every key a processor returns reaches the model. Multi-dimensional positions (Qwen2-VL and its
-    kin) are computed by the model itself. In the families of `mmalign.vision.features` each picture
+    kin) are computed by the model itself. In the families of `mmalign.vision.families` each picture
     goes through the vision tower once, and once for all batches where the tower is frozen.
 
     Args:
@@ -41,10 +55,11 @@ class LVLMAdapter:
         feature_size: Width of the hidden state that `Scores.features` holds.
         max_prompt_length: Prompts with more tokens, image tokens included, are refused; None for no
             limit.
-        family: The model's, from `mmalign.vision.features.family_of`; None reads pictures and
+        family: The model's, from `mmalign.vision.families.family_of`; None reads pictures and
             prompts anew for each answer.
         feature_cache_mb: How much of what a frozen tower computed is kept, least recently used
             first to leave.
+        feature_cache: Folder that keeps all of it on disk too, for later runs; None for none.
         share_prompts: Whether a prompt that several answers share runs once in scoring; None where
             it saves work. Needs a decoder prepared by `mmalign.text.shared.share_prompts`.
     """
@@ -60,14 +75,16 @@ class LVLMAdapter:
         max_prompt_length: int | None = None,
         family: Family | None = None,
         feature_cache_mb: int = 256,
+        feature_cache: Path | None = None,
         share_prompts: Sharing = None,
     ) -> None:
         self.processor = processor
+        self.tokenizer = processor.tokenizer
         self.sampling = sampling
         self.feature_size = feature_size
         self.max_prompt_length = max_prompt_length
         self.family = family
-        self.features = FeatureCache(megabytes=feature_cache_mb)
+        self.features = FeatureCache(megabytes=feature_cache_mb, folder=feature_cache)
         self.share_prompts = share_prompts
 
     def encode(
@@ -85,7 +102,7 @@ class LVLMAdapter:
         """
         return recorded(
             outputs,
-            static=self._static(prompts),
+            static=self.static_of(prompts),
             tokenizer=self.processor.tokenizer,
             sampling=self.sampling,
         )
@@ -101,8 +118,8 @@ class LVLMAdapter:
     ) -> Trajectory:
         """``group_size`` answers of each prompt; a row's draws depend on no other row."""
         network = cast(PreTrainedModel, model)
-        static = self._static(prompts)
-        inputs = self._prefill(network, static)
+        static = self.static_of(prompts)
+        inputs = self.prefill(network, static)
         uniforms = draw_uniforms(
             generators, group_size=group_size, num_steps=self.sampling.max_new_tokens
         )
@@ -125,12 +142,7 @@ class LVLMAdapter:
         against: nn.Module | None = None,
     ) -> Scores:
         """Log-probs of the answers' tokens, nats under the sampling temperature."""
-        states, head = self._read(model, trajectory)
-        other = None
-        if "kl" in want and against is not None:
-            with torch.no_grad():
-                other = self._read(against, trajectory)
-        return scored(states, head, trajectory, want=want, against=other)
+        return scored(self._read, model, trajectory, want=want, against=against)
 
     def prompt_lengths(self, trajectory: Trajectory) -> Tensor:
         """Tokens of each prompt, image tokens included; see `mmalign.protocols.Adapter`."""
@@ -145,8 +157,53 @@ class LVLMAdapter:
         save_model(model, directory)
         self.processor.save_pretrained(str(directory))
 
-    def _read(self, model: nn.Module, trajectory: Trajectory) -> tuple[Tensor, Head]:
-        """What a network says before each scored token, ``[M, F]``, and the head that reads it."""
+    def static_of(self, prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
+        """What is kept of prompts, however many answers they get; see `Trajectory.static`.
+
+        Raises:
+            ValueError: Pictures and places for them differ in number, or a prompt is too long.
+        """
+        found = [process(self.processor, prompt, row=row) for row, prompt in enumerate(prompts)]
+        for row, one in enumerate(found):
+            self._check_length(one, row)
+        static: dict[str, list[Any]] = {
+            "prompt_ids": [one.ids for one in found],
+            "per_token": [dict(one.per_token) for one in found],
+            "per_image": [dict(one.per_image) for one in found],
+        }
+        if self.family is not None:
+            static["image_keys"] = [picture_keys(one.per_image, self.family) for one in found]
+        return static
+
+    def prefill(self, network: PreTrainedModel, static: Static) -> dict[str, Any]:
+        """What the network reads of every prompt before it draws; see `generate`."""
+        ids = static["prompt_ids"]
+        mask = left_padded([torch.ones_like(row) for row in ids]).to(network.device)
+        per_token = {
+            key: left_padded([one[key] for one in static["per_token"]]).to(network.device)
+            for key in static["per_token"][0]
+        }
+        if self.family is None:
+            images = image_inputs(static["per_image"])
+            inputs = {"input_ids": left_padded(ids), "attention_mask": mask, **per_token, **images}
+            inputs = _placed(inputs, network)
+            return {**inputs, "position_ids": prompt_positions(network, inputs)}
+        features = self._features(network, static, self.family)
+        width = mask.shape[1]
+        positions = [
+            functional.pad(one, (width - one.shape[-1], 0))
+            for one in self._positions(network, static)
+        ]
+        return {
+            **model_inputs(
+                network, left_padded(ids).to(network.device), features, family=self.family
+            ),
+            **(per_token if self.family.blocks else {}),
+            "attention_mask": mask,
+            "position_ids": torch.stack(positions, -2).to(network.device),
+        }
+
+    def _read(self, model: nn.Module, trajectory: Trajectory) -> Read:
         network, static = cast(PreTrainedModel, model), trajectory.static
         tokens, mask = answered(trajectory, network.device)
         rows = laid_out(
@@ -163,39 +220,18 @@ class LVLMAdapter:
         else:
             with recomputing(network):
                 features = self._features(network, static, self.family)
-            inputs = embed(network, rows.input_ids, [features[i] for i in rows.prompts])
-            states = decoder_states(network, rows, {"inputs_embeds": inputs})
-        return states, language_head(
+            inputs = decoder_inputs(
+                network, rows.input_ids, [features[i] for i in rows.prompts], family=self.family
+            )
+            if self.family.blocks:
+                inputs |= further(rows, static["per_token"])
+                states = _model_states(network, rows, {**inputs, **rows.settings()})
+            else:
+                states = decoder_states(network, rows, inputs)
+        head = language_head(
             network, temperature=self.sampling.temperature, banned=self.sampling.banned
         )
-
-    def _prefill(self, network: PreTrainedModel, static: Static) -> dict[str, Tensor]:
-        """What the network reads of every prompt before it draws; see `generate`."""
-        ids = static["prompt_ids"]
-        mask = left_padded([torch.ones_like(row) for row in ids]).to(network.device)
-        if self.family is None:
-            inputs = {
-                "input_ids": left_padded(ids),
-                "attention_mask": mask,
-                **{
-                    key: left_padded([one[key] for one in static["per_token"]])
-                    for key in static["per_token"][0]
-                },
-                **image_inputs(static["per_image"]),
-            }
-            inputs = _placed(inputs, network)
-            return {**inputs, "position_ids": prompt_positions(network, inputs)}
-        features = self._features(network, static, self.family)
-        width = mask.shape[1]
-        positions = [
-            functional.pad(one, (width - one.shape[-1], 0))
-            for one in self._positions(network, static)
-        ]
-        return {
-            "inputs_embeds": embed(network, left_padded(ids).to(network.device), features),
-            "attention_mask": mask,
-            "position_ids": torch.stack(positions, -2).to(network.device),
-        }
+        return Read(states=states, head=head)
 
     def _features(self, network: PreTrainedModel, static: Static, family: Family) -> list[Tensor]:
         """``[K_i, H]`` features of the pictures of each prompt."""
@@ -217,19 +253,6 @@ class LVLMAdapter:
                 static["prompt_ids"], static["per_token"], static["per_image"], strict=True
             )
         ]
-
-    def _static(self, prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
-        found = [process(self.processor, prompt, row=row) for row, prompt in enumerate(prompts)]
-        for row, one in enumerate(found):
-            self._check_length(one, row)
-        static: dict[str, list[Any]] = {
-            "prompt_ids": [one.ids for one in found],
-            "per_token": [dict(one.per_token) for one in found],
-            "per_image": [dict(one.per_image) for one in found],
-        }
-        if self.family is not None:
-            static["image_keys"] = [picture_keys(one.per_image, self.family) for one in found]
-        return static
 
     def _check_length(self, one: Processed, row: int) -> None:
         limit, length = self.max_prompt_length, len(one.ids)
@@ -265,8 +288,13 @@ def _whole_states(network: PreTrainedModel, rows: Rows, static: Static) -> Tenso
         # Models that lay pictures out on a grid compute their own positions from it; where no row
         # has a picture they would count padding.
         inputs["position_ids"] = rows.position_ids
+    return _model_states(network, rows, {**_placed(inputs, network), "use_cache": False})
+
+
+def _model_states(network: PreTrainedModel, rows: Rows, inputs: Mapping[str, Any]) -> Tensor:
+    """``[M, F]`` hidden states of the whole model, which makes its own masks."""
     with recomputing(network):
-        output = network.base_model(**_placed(inputs, network), use_cache=False)
+        output = network.base_model(**inputs)
     return rows.predicting(output.last_hidden_state)
 
 

@@ -58,7 +58,8 @@ def process(processor: ProcessorMixin, prompt: Prompt, *, row: int) -> Processed
     bos = processor.tokenizer.bos_token
     found = processor(
         text=[text],
-        images=list(prompt.images) or None,
+        # Those of one text: models that read one picture finer than several count them so.
+        images=[list(prompt.images)] if prompt.images else None,
         return_tensors="pt",
         padding=False,
         truncation=False,
@@ -96,8 +97,12 @@ def renderer(processor: ProcessorMixin) -> Callable[[Conversation], str]:
 
 
 def placeholder_ids(processor: ProcessorMixin) -> tuple[int, ...]:
-    """Ids that stand for parts of pictures, films or sounds: no answer may hold one."""
+    """Ids that stand for parts of pictures, films or sounds: no answer may hold one.
+
+    Nor the one that says in a text that a picture belongs there.
+    """
     every = [*processor.image_token_ids, *processor.video_token_ids, *processor.audio_token_ids]
+    every += processor.tokenizer.convert_tokens_to_ids([processor.image_token])
     return tuple(sorted({token for token in every if token is not None}))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -17,8 +18,7 @@ from mmalign.text.generation import Sampling
 from mmalign.text.ids import stop_ids_of
 from mmalign.text.lm_head import check_head
 from mmalign.text.policy import DTYPES, Dtype, checkpoint_activations
-from mmalign.text.shared import share_prompts
-from mmalign.vision.features import family_of
+from mmalign.vision.families import Family, family_of, prepare_sharing
 from mmalign.vision.lvlm import LVLMAdapter
 from mmalign.vision.lvlm_inputs import placeholder_ids, renderer
 
@@ -40,6 +40,7 @@ class LVLMPolicy:
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         attn_implementation: transformers' name of an attention kernel; None for its choice.
         feature_cache_mb: How much of what a frozen vision tower computed is kept for later batches.
+        feature_cache: Folder that keeps all of it on disk too, for later runs; None for none.
         share_prompts: Run a prompt that several answers share once in scoring; None where it saves
             work. Needs transformers' "sdpa" attention.
     """
@@ -54,6 +55,7 @@ class LVLMPolicy:
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None
     feature_cache_mb: int = 256
+    feature_cache: str | None = None
     share_prompts: bool | None = None
 
     def load(self) -> Policy:
@@ -73,8 +75,10 @@ class LVLMPolicy:
             checkpoint_activations(model)
         check_head(model)
         family = family_of(model)
-        if family is not None and self.share_prompts is not False:
-            share_prompts(model.get_decoder())
+        if self.feature_cache is not None:
+            _require_frozen(model, family)
+        if self.share_prompts is not False:
+            prepare_sharing(model, family)
         adapter = LVLMAdapter(
             processor=processor,
             sampling=Sampling(
@@ -87,6 +91,7 @@ class LVLMPolicy:
             max_prompt_length=self.max_prompt_length,
             family=family,
             feature_cache_mb=self.feature_cache_mb,
+            feature_cache=None if self.feature_cache is None else Path(self.feature_cache),
             share_prompts=self.share_prompts,
         )
         return Policy(adapter=adapter, model=model)
@@ -105,6 +110,17 @@ def vision_tower(model: PreTrainedModel) -> nn.Module:
             "model of the LLaVA or Qwen-VL families"
         )
     return found
+
+
+def _require_frozen(model: PreTrainedModel, family: Family | None) -> None:
+    """Refuse a cache on disk that would stay empty."""
+    tower, reason = vision_tower(model), None
+    if family is None:
+        reason = f"features of models of type {model.config.model_type!r} are not kept"
+    elif loras.names(tower) or any(p.requires_grad for p in tower.parameters()):
+        reason = "the vision tower is trained, so its features change"
+    if reason is not None:
+        raise ValueError(f"policy.feature_cache: {reason}; set it to null")
 
 
 def linear_layers(model: nn.Module, parts: list[nn.Module]) -> str:

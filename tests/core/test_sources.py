@@ -328,6 +328,6 @@ def test_a_weightless_pair_counts_in_no_objective(policy: Policy) -> None:
     (batch,) = drawn(Preferences(data=Rows(size=1), batch_size=1).build(policy, seed=SEED), 1)
     assert DPO().credit(batch).denominator == 1.0
     assert GRPO(scale="none").credit(batch).denominator == 2.0
-    nothing = sources._weightless(batch)
+    nothing = sources.weightless(batch)
     assert DPO().credit(nothing).denominator == 0.0
     assert GRPO(scale="none").credit(nothing).denominator == 0.0

@@ -65,6 +65,37 @@ def test_dpo_by_hand():
         assert float(loss.metrics[name][1]) == count, name
 
 
+def test_likelihood_of_the_chosen_side_by_hand():
+    """Beta 0.5 and sft_weight 0.1: the two losses above, 0.513015 + 0.854355, and the mean
+    cross-entropies of the chosen sides, 2.2 / 3 and 2.0 / 2 nats:
+    1.367370 + 0.1 (0.733333 + 1) = 1.540703.
+
+    By a log-prob of A's chosen side the gradient is
+    -0.5 sigmoid(-0.4) - 0.1 / 3 = -0.200656 - 0.033333, by one of its rejected side 0.200656 alone.
+    """
+    scores, batch = two_pairs()
+    objective = DPO(beta=0.5, sft_weight=0.1)
+    batch = objective.credit(batch)
+    assert batch.denominator == 2.0
+    scores = replace(scores, log_probs=scores.log_probs.clone().requires_grad_())
+    loss = objective.loss(scores, batch)
+    assert loss.total.item() == pytest.approx(1.540703, abs=1e-6)
+    loss.total.backward()
+    gradient = scores.log_probs.grad
+    assert gradient[0, :3].tolist() == pytest.approx([-0.233989] * 3, abs=1e-6)
+    assert gradient[1, :2].tolist() == pytest.approx([0.200656] * 2, abs=1e-6)
+    assert gradient[0, 3] == 0 and (gradient[1, 2:] == 0).all()
+
+
+def test_with_likelihood_at_the_reference():
+    """Policy and reference agree: log 2 + 0.1 NLL for each of the two pairs."""
+    scores, batch = two_pairs()
+    batch = replace(batch, reference=scores.log_probs)
+    objective = DPO(sft_weight=0.1)
+    total = objective.loss(scores, objective.credit(batch)).total.item()
+    assert total == pytest.approx(2 * math.log(2) + 0.1 * (2.2 / 3 + 2.0 / 2))
+
+
 @pytest.mark.parametrize(
     ("objective", "losses"),
     [

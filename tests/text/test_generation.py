@@ -1,6 +1,7 @@
 """Sampling: every prompt is read once, and every answer is what it would be on its own."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from mmalign.text import generation
 from mmalign.text.cache import Decoding, RoomyLayer
 from mmalign.text.generation import Sampling, generate
 from mmalign.text.rows import left_padded, positions_of
-from mmalign.tokens import inverse_cdf_sample, step_logits
+from mmalign.tokens import inverse_cdf_sample, narrowed, step_logits
 
 VOCABULARY = 60
 COMMON = {
@@ -145,6 +146,42 @@ def test_the_likeliest_tokens_are_those_of_transformers(name: str) -> None:
         **inputs, do_sample=False, max_new_tokens=STEPS, eos_token_id=2, pad_token_id=0
     )[:, inputs["input_ids"].shape[1] :]
     assert torch.equal(drawn.tokens, expected)
+
+
+def test_log_probs_are_those_of_what_was_drawn_from() -> None:
+    """One token left: certain, 0 nats, the likeliest. Two left: the likelier has at least 1/2."""
+    model, inputs = build("llama"), inputs_of(prompts())
+    greedy = generate(model, inputs, uniforms(), SAMPLING, narrow=partial(narrowed, top_k=1))
+    cold = Sampling(
+        temperature=1e-4, max_new_tokens=STEPS, stop_ids=(2, *range(3, 8)), banned=(11,)
+    )
+    assert torch.equal(greedy.tokens, generate(model, inputs, uniforms(), cold).tokens)
+    assert bool((greedy.log_probs == 0).all())
+    two = generate(model, inputs, uniforms(), SAMPLING, narrow=partial(narrowed, top_k=2))
+    all_of_it = generate(model, inputs, uniforms(), SAMPLING)
+    first = two.tokens[:, 0] == greedy.tokens[:, 0]
+    assert 0 < int(first.sum()) < len(first)
+    chance = two.log_probs[:, 0].exp()
+    assert bool((chance[first] >= 0.5).all()) and bool((chance[~first] <= 0.5).all())
+    same = two.tokens[:, 0] == all_of_it.tokens[:, 0]
+    assert bool((two.log_probs[same, 0] > all_of_it.log_probs[same, 0]).all()) and bool(same.any())
+
+
+def test_answers_can_be_over_before_their_stop_id() -> None:
+    """After an even token in the third place or later: the same tokens, up to there."""
+    model, inputs = build("llama"), inputs_of(prompts())
+
+    def over(answers: Tensor, tokens: Tensor) -> Tensor:
+        assert len(answers) == len(tokens) and len(set(answers.tolist())) == len(answers)
+        return (tokens[:, -1] % 2 == 0) & (tokens.shape[1] > 2)
+
+    free = generate(model, inputs, uniforms(), SAMPLING)
+    cut = generate(model, inputs, uniforms(), SAMPLING, over=over)
+    for row, length in enumerate(free.mask.sum(1).tolist()):
+        tokens = free.tokens[row, :length].tolist()
+        end = next((i + 1 for i in range(2, length) if tokens[i] % 2 == 0), length)
+        assert cut.tokens[row][cut.mask[row]].tolist() == tokens[:end]
+    assert int(cut.mask.sum()) < int(free.mask.sum())
 
 
 def test_a_prompt_is_read_once_and_ended_rows_are_no_longer_read() -> None:

@@ -31,7 +31,7 @@ from transformers import (
 
 from mmalign import lora
 from mmalign.text import CausalAdapter, Sampling
-from mmalign.text.packing import answer_lengths, counted, packed, side_by_side
+from mmalign.text.packing import counted, packed, side_by_side
 from mmalign.text.policy import checkpoint_activations
 from mmalign.text.shared import share_prompts, shares_prompts, worth_sharing
 from mmalign.types import Trajectory
@@ -292,4 +292,3 @@ def test_the_cost_rule():
     assert worth_sharing([256], [0, 0], [64, 64])  # 640 positions against 384.
     assert not worth_sharing([64, 64], [0, 1], [64, 64])  # 256 against 256.
     assert worth_sharing([10, 200], [0, 1], [5, 5])  # Nothing shared, but 410 against 220: padding.
-    assert answer_lengths(torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0]]).bool()) == [3, 0]

@@ -1,6 +1,8 @@
-"""Tiny random vision-language models of four families, with processors made on the spot."""
+"""Tiny random vision-language models of every known family, with processors made on the spot."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 
 import torch
 from transformers import (
@@ -25,56 +27,30 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
 )
 
-from mmalign.text import shared
+from mmalign.lora import LoRA
+from mmalign.policy import Policy
 from mmalign.text.generation import Sampling
 from mmalign.text.ids import stop_ids_of
 from mmalign.tinyworld.tokenizer import build_tokenizer
-from mmalign.vision.features import family_of
+from mmalign.vision.families import family_of, prepare_sharing
 from mmalign.vision.lvlm import LVLMAdapter
 from mmalign.vision.lvlm_inputs import placeholder_ids, renderer
-
-WIDTH = 32
-IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-LANGUAGE = {
-    "hidden_size": WIDTH,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.3,
-    **IDS,
-}
-QWEN_TEMPLATE = """\
-{{- bos_token -}}
-{%- for message in messages -%}
-{{- '<' + message['role'] + '> ' -}}
-{%- for part in message['content'] -%}
-{%- if part['type'] == 'image' -%}{{- '<|vision_start|><|image_pad|><|vision_end|> ' -}}
-{%- else -%}{{- part['text'] + ' ' -}}{%- endif -%}
-{%- endfor -%}
-{%- if message['role'] == 'assistant' -%}{{- eos_token -}}{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<assistant>' -}}{%- endif -%}
-"""
+from mmalign.vision.lvlm_policy import LVLMPolicy
+from tests.vision.lvlm_parts import LANGUAGE, SQUARE, TILES, TOWER, WIDTH, template
+from tests.vision.lvlm_tiled import TILED
 
 
 def llava(dropout: float = 0.0) -> tuple[PreTrainedModel, ProcessorMixin]:
     """CLIP tower of 16 px in patches of 8: 4 tokens a picture, fixed size."""
     tokenizer = build_tokenizer()
-    square = {"height": 16, "width": 16}
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=24,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=16,
-            patch_size=8,
-            attention_dropout=dropout,
-        ),
+        vision_config=CLIPVisionConfig(attention_dropout=dropout, **TOWER),
         text_config=LlamaConfig(vocab_size=len(tokenizer), attention_dropout=dropout, **LANGUAGE),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1,
@@ -82,7 +58,7 @@ def llava(dropout: float = 0.0) -> tuple[PreTrainedModel, ProcessorMixin]:
         initializer_range=0.3,
     )
     processor = LlavaProcessor(
-        image_processor=CLIPImageProcessor(size=square, crop_size=square),
+        image_processor=CLIPImageProcessor(size=SQUARE, crop_size=SQUARE),
         tokenizer=tokenizer,
         patch_size=8,
         vision_feature_select_strategy="default",
@@ -95,27 +71,17 @@ def llava(dropout: float = 0.0) -> tuple[PreTrainedModel, ProcessorMixin]:
 def llava_next(dropout: float = 0.0) -> tuple[PreTrainedModel, ProcessorMixin]:
     """As LLaVA, and larger pictures in tiles of 16 px besides, a mark at the end of each line."""
     tokenizer = build_tokenizer()
-    square = {"height": 16, "width": 16}
-    tiles = [[16, 32], [32, 16], [32, 32]]
     config = LlavaNextConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=24,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=16,
-            patch_size=8,
-            attention_dropout=dropout,
-        ),
+        vision_config=CLIPVisionConfig(attention_dropout=dropout, **TOWER),
         text_config=LlamaConfig(vocab_size=len(tokenizer), attention_dropout=dropout, **LANGUAGE),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1,
-        image_grid_pinpoints=tiles,
+        image_grid_pinpoints=TILES,
         initializer_range=0.3,
     )
     processor = LlavaNextProcessor(
         image_processor=LlavaNextImageProcessor(
-            size=square, crop_size=square, image_grid_pinpoints=tiles
+            size=SQUARE, crop_size=SQUARE, image_grid_pinpoints=TILES
         ),
         tokenizer=tokenizer,
         patch_size=8,
@@ -143,12 +109,13 @@ def _qwen_tokenizer() -> tuple[PreTrainedTokenizerFast, dict[str, int]]:
 
 
 def _qwen_processor(kind: type, tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:
+    films = Qwen3VLVideoProcessor if kind is Qwen3VLProcessor else Qwen2VLVideoProcessor
     pixels = {"size": {"shortest_edge": 8 * 8, "longest_edge": 32 * 32}}
     return kind(
         image_processor=Qwen2VLImageProcessor(patch_size=4, merge_size=2, **pixels),
         tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(patch_size=4, merge_size=2),
-        chat_template=QWEN_TEMPLATE,
+        video_processor=films(patch_size=4, merge_size=2),
+        chat_template=template("<|vision_start|><|image_pad|><|vision_end|>"),
     )
 
 
@@ -199,11 +166,36 @@ def qwen2_5_vl(dropout: float = 0.0) -> tuple[PreTrainedModel, ProcessorMixin]:
     return model, _qwen_processor(Qwen2_5_VLProcessor, tokenizer)
 
 
+def qwen3_vl(dropout: float = 0.0) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """As Qwen2-VL; the first layer of the decoder adds features of an earlier tower layer."""
+    tokenizer, ids = _qwen_tokenizer()
+    config = Qwen3VLConfig(
+        text_config={
+            **LANGUAGE,
+            "vocab_size": len(tokenizer),
+            "head_dim": 16,
+            "rope_parameters": {**_rope(), "mrope_interleaved": True},
+            "attention_dropout": dropout,
+        },
+        vision_config={
+            "depth": 2, "hidden_size": 16, "intermediate_size": 32, "out_hidden_size": WIDTH,
+            "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2,
+            "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+            "initializer_range": 0.3,
+        },
+        **ids,
+    )  # fmt: skip
+    model = Qwen3VLForConditionalGeneration(config).eval()
+    return model, _qwen_processor(Qwen3VLProcessor, tokenizer)
+
+
 FAMILIES: dict[str, Callable[..., tuple[PreTrainedModel, ProcessorMixin]]] = {
     "llava": llava,
     "llava_next": llava_next,
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
+    **TILED,
 }
 
 
@@ -219,8 +211,9 @@ def adapter_of(
     plain: bool = False,
 ) -> LVLMAdapter:
     """The adapter as `LVLMPolicy.load` builds it; ``plain`` as for a model of no known family."""
-    if share_prompts is not False and not plain:
-        shared.share_prompts(model.get_decoder())
+    family = None if plain else family_of(model)
+    if share_prompts is not False:
+        prepare_sharing(model, family)
     return LVLMAdapter(
         processor=processor,
         sampling=Sampling(
@@ -231,10 +224,34 @@ def adapter_of(
         ),
         feature_size=WIDTH,
         max_prompt_length=max_prompt_length,
-        family=None if plain else family_of(model),
+        family=family,
         feature_cache_mb=feature_cache_mb,
         share_prompts=share_prompts,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TinyLVLM:
+    """Settings of a tiny model, which is written to a folder and loaded as a config does it.
+
+    Attributes:
+        family: One of `FAMILIES`.
+        lora: As in `LVLMPolicy`.
+        max_new_tokens: As in `LVLMPolicy`.
+    """
+
+    family: str
+    lora: LoRA | None = None
+    max_new_tokens: int = 6
+
+    def load(self) -> Policy:
+        """Make it, write it, load it."""
+        model, processor = FAMILIES[self.family]()
+        with TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+            settings = LVLMPolicy(model=folder, lora=self.lora, max_new_tokens=self.max_new_tokens)
+            return settings.load()
 
 
 def generators(count: int) -> list[torch.Generator]:

@@ -60,7 +60,7 @@ def prompts():
 def alone(model, processor, prompt, answer, temperature=1.0):
     """One row by itself: what the processor returns, and the answer behind it."""
     adapter = adapter_of(model, processor)
-    static = adapter._static([prompt])
+    static = adapter.static_of([prompt])
     inputs = {"input_ids": static["prompt_ids"][0][None], **static["per_image"][0]}
     answer = torch.tensor(answer)[None]
     inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], 1)
@@ -71,8 +71,7 @@ def alone(model, processor, prompt, answer, temperature=1.0):
     return logits.log_softmax(-1).gather(1, answer[0][:, None])[:, 0]
 
 
-@pytest.mark.parametrize("plain", [False, True])
-@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.3])
+@pytest.mark.parametrize(("plain", "temperature"), [(False, 0.6), (True, 1.0), (False, 1.3)])
 def test_batched_scores_are_those_of_each_row_alone(family, prompts, temperature, plain):
     """Rows of unequal length with 0, 1, 2 and 3 pictures; three-dimensional positions included."""
     model, processor = family
@@ -84,7 +83,7 @@ def test_batched_scores_are_those_of_each_row_alone(family, prompts, temperature
         prompt = prompts[int(trajectory.prompt_of[row])]
         answer = trajectory.stepwise["token"][row][kept].tolist()
         expected = alone(model, processor, prompt, answer, temperature)
-        torch.testing.assert_close(scores[row][kept].double(), expected, atol=2e-5, rtol=0)
+        torch.testing.assert_close(scores[row][kept].double(), expected, atol=1e-5, rtol=0)
 
 
 def test_rows_own_their_pictures(family, prompts):
@@ -126,7 +125,7 @@ def test_another_picture_changes_the_log_prob(family, colour):
         for c in ("red", colour)
     )
     assert (before[0] - after[0]).abs().max() > 1e-3
-    torch.testing.assert_close(before[1], after[1], atol=2e-5, rtol=0)
+    torch.testing.assert_close(before[1], after[1], atol=1e-5, rtol=0)
 
 
 def test_every_key_of_the_processor_reaches_policy_and_reference(family, prompts, monkeypatch):
@@ -173,15 +172,14 @@ def test_every_key_of_the_processor_reaches_generation(family, prompts, monkeypa
     assert set(returned) <= set(first)
     assert first["attention_mask"].shape == first["input_ids"].shape
     assert first["attention_mask"].sum(1).tolist() == [
-        len(ids) for ids in adapter._static(prompts)["prompt_ids"]
+        len(ids) for ids in adapter.static_of(prompts)["prompt_ids"]
     ]
     assert later
     for inputs in later:
         assert not set(inputs) & (set(returned) - {"input_ids", "attention_mask"})
 
 
-@pytest.mark.parametrize("plain", [False, True])
-@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.3])
+@pytest.mark.parametrize(("plain", "temperature"), [(False, 0.6), (True, 1.0), (False, 1.3)])
 def test_the_ratio_of_a_fresh_sample_is_one(family, prompts, temperature, plain):
     """What sampling recorded, from a cache that is filled once a prompt, is what scoring says."""
     model, processor = family
@@ -205,7 +203,7 @@ def test_a_sample_depends_on_no_other_row(family, prompts):
 def test_no_answer_holds_an_image_token(family, prompts):
     """Though the head is made to want nothing else; nor may a recorded answer."""
     model, processor = family
-    image = processor.image_token_id
+    image = model.config.image_token_id
     model.lm_head.register_forward_hook(
         lambda _, __, logits: logits.index_fill(-1, torch.tensor(image), 50.0)
     )
@@ -233,8 +231,10 @@ def test_image_tokens_are_never_cut(family):
     """The needed length is named, and it suffices."""
     model, processor = family
     prompt = asked("describe the picture", "red", "blue", "green")
-    (ids,) = adapter_of(model, processor)._static([prompt])["prompt_ids"]
-    needed, images = len(ids), int((ids == processor.image_token_id).sum())
+    adapter = adapter_of(model, processor)
+    (ids,) = adapter.static_of([prompt])["prompt_ids"]
+    banned = torch.tensor(adapter.sampling.banned)
+    needed, images = len(ids), int(torch.isin(ids, banned).sum())
     tight = adapter_of(model, processor, max_prompt_length=needed - 1)
     with pytest.raises(ValueError, match=f"prompt 0 has {needed} tokens, {images} of them im"):
         tight.encode([prompt], [["one"]], generators=[])
@@ -253,7 +253,7 @@ def test_a_bare_string_puts_the_pictures_first(family):
     written = Prompt(
         content=processor.image_token + " describe the picture", images=spelled.images[:1]
     )
-    ids = adapter._static([spelled, bare, asked("describe the picture", "red"), written])[
+    ids = adapter.static_of([spelled, bare, asked("describe the picture", "red"), written])[
         "prompt_ids"
     ]
     assert torch.equal(ids[0], ids[1])
@@ -307,7 +307,7 @@ def test_what_is_saved_is_what_plain_libraries_load(folder, tmp_path, lora, prom
         plain = PeftModel.from_pretrained(base, tmp_path / "out").eval()
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     text = processor.apply_chat_template(list(prompts[2].content), add_generation_prompt=True)
-    inputs = processor(text=[text], images=list(prompts[2].images), return_tensors="pt")
+    inputs = processor(text=[text], images=[list(prompts[2].images)], return_tensors="pt")
     with torch.no_grad():
         torch.testing.assert_close(plain(**inputs).logits, policy.model(**inputs).logits)
     trajectory = policy.sample(prompts[2:3], group_size=1, generators=generators(1))

@@ -1,0 +1,1 @@
+"""Published benchmarks of hallucination: their own files, scored by their own rules."""
