@@ -88,8 +88,8 @@ def odd_beta(objective: Objective, *, likelihood: Likelihood) -> str | None:
     name, beta = type(objective).__name__, objective.beta
     if objective.reduction == "mean" and beta < 0.5:
         return (
-            f"{name} compares means over steps, and beta={beta:g} hardly tells them apart; published "
-            "values are 2 to 10"
+            f"{name} compares means over steps, and beta={beta:g} hardly tells them apart; "
+            "published values are 2 to 10"
         )
     if objective.reduction == "sum" and beta > 2:
         return (

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from mmalign import lora
@@ -133,6 +134,14 @@ class Policy:
     def lora_name(self) -> str | None:
         """The LoRA being trained, or None under full fine-tuning."""
         return lora.merge_name(self.model) if lora.names(self.model) else None
+
+    def on_accelerator(self) -> Policy:
+        """The same policy, its network on this process's accelerator (the CPU where there is none).
+
+        For whatever uses a policy without a trainer, which does this itself.
+        """
+        self.model.to(PartialState().device)
+        return self
 
     def save(self, directory: str | Path) -> None:
         """Write the policy as transformers / peft / diffusers load it."""

@@ -21,6 +21,7 @@ from typing import TypeGuard
 import pytest
 
 from mmalign import registry
+from mmalign.commands.reproducing import find
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mmalign"
@@ -366,7 +367,9 @@ def test_import_is_light() -> None:
 
 # ---- registry --------------------------------------------------------------------------------
 
-NAMES = [(kind, name) for kind, table in registry.TABLES.items() for name in table]
+NAMES = [
+    (kind, name) for kind, table in registry.TABLES.items() if kind != "claims" for name in table
+]
 
 
 @pytest.mark.parametrize(("kind", "name"), NAMES)
@@ -376,6 +379,12 @@ def test_registered_name_is_a_documented_class(kind: str, name: str) -> None:
     text = found.__doc__ or ""
     # A dataclass without a docstring gets its signature for one.
     assert text and not text.startswith(f"{found.__name__}("), f"{found} has no docstring"
+
+
+@pytest.mark.parametrize("name", registry.TABLES["claims"])
+def test_registered_claim_says_what_must_come_out(name: str) -> None:
+    claim = find(name)
+    assert claim.statement.endswith(".") and claim.source and claim.comparisons
 
 
 @pytest.mark.parametrize("kind", registry.TABLES)

@@ -61,8 +61,7 @@ def load_policy(name: str, run: Run) -> Policy:
         spec = aligned(run.policy, folder / MODEL)
     torch.manual_seed(rng.seed_of(run.seed, "initialisation"))
     policy: Policy = spec.load()
-    policy.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return policy
+    return policy.on_accelerator()
 
 
 def aligned(spec: PolicySpec, model: Path) -> PolicySpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from mmalign.types import Additive, Batch, Loss, Scores
 Reduction = Literal["sum", "mean"]
 
 
-class PairObjective:
+class PairObjective(ABC):
     """An objective that is a formula of pairs; each below is a frozen dataclass of its settings.
 
     Attributes:
@@ -51,11 +52,11 @@ class PairObjective:
         reference = {"reference"} if self.reads_reference else set()
         return frozenset(reference | ({self.likelihood} if self.likelihood else set()))
 
+    @abstractmethod
     def formula(
         self, s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor
     ) -> Tensor:
         """``[N]`` losses; the arguments are described in `mmalign.functional.logistic`."""
-        raise NotImplementedError
 
     def credit(self, batch: Batch) -> Batch:
         """Pairs and their number (see `pairwise.credit`)."""

@@ -83,7 +83,10 @@ class Contrastive:
             ValueError: The data's answers are pictures.
         """
         return Corrupting(
-            settings=self, rows=self.data.demonstrations(), policy=self.policy.load(), seed=seed
+            settings=self,
+            rows=self.data.demonstrations(),
+            policy=self.policy.load().on_accelerator(),
+            seed=seed,
         )
 
 

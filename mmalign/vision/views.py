@@ -13,7 +13,7 @@ from mmalign import rng
 from mmalign.policy import Policy
 from mmalign.run import DataSpec
 from mmalign.sources import Order, restore_order, share_of, weightless
-from mmalign.types import Batch, Preference, Prompt, Trajectory
+from mmalign.types import Batch, Preference, Trajectory
 from mmalign.vision.distortion import GRID, Distortion, Patches, distorted
 from mmalign.vision.features import picture_keys
 from mmalign.vision.lvlm import LVLMAdapter
@@ -170,7 +170,8 @@ class ViewSource:
             if self.adapter.family is not None:
                 twice["image_keys"][2 * i + 1] = picture_keys(changed, self.adapter.family)
         prompt_of = [
-            2 * i + (row > len(answers) // 2)
+            # One answer more, the rejected one, stands under the intact picture.
+            2 * i + (row >= (len(answers) + 1) // 2)
             for i, answers in enumerate(outputs)
             for row in range(len(answers))
         ]

@@ -11,7 +11,7 @@ from mmalign.tinyworld.claims.describing import INVENTED, SCORE, SHARE, describe
 from mmalign.vision import LVLMPolicy
 
 ROWS = 1200
-STEPS = 150
+STEPS = 100
 TOKENS = 96
 UNGUIDED = ("recipe.mask_threshold=1.0", "recipe.max_similarity=-1.0", "recipe.tries=2")
 """No picture, and nothing is like enough to stay until the last try, which is unguided."""
@@ -43,7 +43,7 @@ def offline(file: Path, folder: Path, *, seed: int) -> Path:
             f"source.data={{type: file, path: {file}}}",
             f"training.steps={STEPS}",
             "training.learning_rate=2e-4",
-            "objective.beta=0.1",
+            "objective.beta=0.5",
         ],
     )
 

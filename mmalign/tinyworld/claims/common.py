@@ -40,7 +40,7 @@ def aligned(folder: Path) -> Policy:
 def fresh(spec: PolicySpec) -> Policy:
     """A policy as it starts."""
     torch.manual_seed(0)
-    return spec.load()
+    return spec.load().on_accelerator()
 
 
 def built(name: str, path: Path, *, seed: int, shipped: str, settings: Sequence[str] = ()) -> Path:

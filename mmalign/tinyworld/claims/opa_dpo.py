@@ -66,15 +66,17 @@ def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
 
 CLAIM = Claim(
     statement=(
-        "OPA-DPO beats DPO on the same answers of an expert, and so does DPO alone after the "
-        "stage that makes them likely first."
+        "OPA-DPO beats DPO on the same answers of an expert, and is worse without the stage that "
+        "makes them likely first."
     ),
     source="2501.09695",
     run=run,
     comparisons=(
         Comparison(metric=INVENTED, arm="OPA-DPO", over="before", sign="lower"),
         Comparison(metric=INVENTED, arm="OPA-DPO", over="DPO", sign="lower"),
-        Comparison(metric=INVENTED, arm="imitation, then DPO", over="DPO", sign="lower"),
+        Comparison(
+            metric=INVENTED, arm="OPA-DPO", over="OPA-DPO's second stage alone", sign="lower"
+        ),
         Comparison(metric=SCORE, arm="OPA-DPO", over="DPO"),
     ),
     seeds=3,

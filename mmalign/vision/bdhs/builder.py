@@ -37,7 +37,7 @@ class BDHS:
 
     def prepare(self, *, seed: int) -> Hallucinating:
         """Load the model and the data."""
-        policy = self.policy.load()
+        policy = self.policy.load().on_accelerator()
         require_means(policy, self.recipe)
         return Hallucinating(self, policy, self.data.demonstrations(), seed)
 

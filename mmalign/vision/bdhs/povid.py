@@ -58,7 +58,7 @@ class POVID:
 
     def prepare(self, *, seed: int) -> Distorting:
         """Load the model and the data."""
-        policy = self.policy.load()
+        policy = self.policy.load().on_accelerator()
         require_lvlm(policy)
         return Distorting(self, policy, self.data.demonstrations(), seed)
 

@@ -75,7 +75,7 @@ class InsightV:
             writer = AskerAgent(asker=self.agent, seed=seed)
         else:
             writer = PolicyAgent(
-                policy=self.policy.load(),
+                policy=self.policy.load().on_accelerator(),
                 decoding=self.decoding,
                 seed=seed,
                 batch_size=self.batch_size,

@@ -91,10 +91,7 @@ class MIADPO:
             ValueError: The model does not know the words, or its chat template tears pictures from
                 their labels.
         """
-        from accelerate import PartialState
-
-        policy = self.policy.load()
-        policy.model.to(PartialState().device)
+        policy = self.policy.load().on_accelerator()
         check_fit(cast(LVLMAdapter, policy.adapter).processor, self.formats, self.wording)
         return Augmentation(
             settings=self, policy=policy, rows=self.data.demonstrations(), seed=seed

@@ -58,7 +58,9 @@ class OPADPOBuilder:
         """Load the policy and open the data."""
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1")
-        return Corrections(self, self.policy.load(), self.data.demonstrations(), seed)
+        return Corrections(
+            self, self.policy.load().on_accelerator(), self.data.demonstrations(), seed
+        )
 
 
 class Corrections:

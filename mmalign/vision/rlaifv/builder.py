@@ -96,12 +96,12 @@ class RLAIFV:
 
     def prepare(self, *, seed: int) -> Comparing:
         """Load the models, open the data."""
-        policy = self.policy.load()
+        policy = self.policy.load().on_accelerator()
         checker: Checker
         if self.asker is not None:
             checker = AskerChecker(self.asker)
         else:
-            labeler = policy if self.labeler is None else self.labeler.load()
+            labeler = policy if self.labeler is None else self.labeler.load().on_accelerator()
             checker = PolicyChecker(labeler, batch_size=self.batch_size)
         return Comparing(
             settings=self, prompts=self.data.prompts(), policy=policy, checker=checker, seed=seed

@@ -121,7 +121,9 @@ def test_sampled_answers_depend_on_seed_and_number_alone(whole):
     drawn = list(islice(shipped("temperature=1.0").prepare(seed=5).candidates(), 24))
     late = shipped("temperature=1.0", "batch_size=5").prepare(seed=5).candidates(13)
     assert [told(c)[:-1] for c in islice(late, 11)] == [told(c)[:-1] for c in drawn[13:]]
-    answers = [(a.preference.rejected, b.preference.rejected) for a, b in zip(drawn, whole)]
+    answers = [
+        (a.preference.rejected, b.preference.rejected) for a, b in zip(drawn, whole, strict=False)
+    ]
     assert sum(a != b for a, b in answers) >= 3
 
 
