@@ -53,8 +53,10 @@ bench: $(VENV)/.installed-dev  ## Measure beside TRL, transformers and diffusers
 	done
 	$(BIN)/python -m benchmarks.tables
 
-docs-table: $(VENV)/.installed-all  ## Rewrite the objective x modality table of README.md from the code
+docs-table: $(VENV)/.installed-all  ## Rewrite the tables of README.md and the docs from the code
 	$(BIN)/python docs/table.py
+	$(BIN)/python docs/families.py
+	$(BIN)/python docs/reproductions.py
 
 docs-picture: $(VENV)/.installed-all  ## Draw docs/design.svg
 	$(BIN)/python docs/picture.py

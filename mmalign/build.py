@@ -9,9 +9,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 from mmalign import invariants, references, rng
+from mmalign.objectives import KTO
 from mmalign.policy import ValueHead
 from mmalign.run import Run
 from mmalign.trainer import Trainer
+from mmalign.unpaired import UnpairedSource
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,10 @@ def build(run: Run) -> Trainer:
     if not policy.trainable():
         raise ValueError("the policy has no trainable parameter")
     source = run.source.build(policy, seed=run.seed)
+    if isinstance(run.objective, KTO) and isinstance(source, UnpairedSource):
+        counts = {"desirable": source.desirable, "undesirable": source.undesirable}
+        if note := run.objective.odd_balance(**counts):
+            logger.warning("%s", note)
     return Trainer(
         run=run, policy=policy, reference=reference, source=source, accelerator=accelerator
     )

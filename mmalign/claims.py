@@ -61,6 +61,7 @@ class Claim:
         run: Trains and measures every arm, from a folder to work in and a seed.
         comparisons: What must come out.
         seeds: How often it is run, at seeds 0, 1, ...
+        notes: What else a reader should know: which settings were tried and did not show it.
     """
 
     statement: str
@@ -68,6 +69,7 @@ class Claim:
     run: Callable[[Path, int], Measured]
     comparisons: Sequence[Comparison]
     seeds: int = 1
+    notes: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +154,7 @@ def record_of(claim: Claim, runs: Sequence[Measured]) -> dict[str, Any]:
     return {
         "statement": claim.statement,
         "source": claim.source,
+        "notes": claim.notes,
         "prompts": {metric: len(values) for metric, values in first.items()},
         "arms": arms,
         "comparisons": verdicts,

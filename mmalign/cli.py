@@ -123,7 +123,13 @@ def sample(
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Answers to score instead of sampling them, in the benchmark's own format.",
 )
-@click.option("--num", type=click.IntRange(1), help="Only so many questions, from the first.")
+@click.option(
+    "--diagnose",
+    metavar="DATA",
+    help="Say what training did to the likelihoods of the pairs of a data file, of `heldout` (the "
+    "config's evaluation) or of `training`, and to the weights.",
+)
+@click.option("--num", type=click.IntRange(1), help="Only so many questions (pairs), from the first.")
 @click.option(
     "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Of questions."
 )
@@ -143,6 +149,7 @@ def evaluate(
     as_json: bool,
     on: str | None,
     answers: Path | None,
+    diagnose: str | None,
     num: int | None,
     batch_size: int,
     temperature: float,
@@ -159,7 +166,14 @@ def evaluate(
     from mmalign.commands import benchmarking, sampling
 
     given = [*filter(None, [file]), *overrides]
-    if on is not None:
+    if diagnose is not None:
+        if file is None or (on, answers) != (None, None):
+            raise click.UsageError("--diagnose needs FILE, and neither --on nor --answers")
+        from mmalign.commands import diagnosing
+
+        pairs = diagnosing.Asked(data=diagnose, num=num, batch_size=batch_size, seed=seed)
+        diagnosing.measure(file, overrides, pairs, output=output, as_json=as_json)
+    elif on is not None:
         drawing = AnswerDrawing(batch_size=batch_size, temperature=temperature, seed=seed)
         asked = benchmarking.Asked(on=on, num=num, drawing=drawing)
         benchmarking.measure(given, asked, answers=answers, output=output, as_json=as_json)

@@ -29,11 +29,20 @@ def all_gather(value: Tensor) -> Tensor:
     lengths = [torch.zeros_like(length) for _ in range(world_size())]
     dist.all_gather(lengths, length)
     longest = int(max(int(n) for n in lengths))
+    if longest == 0:
+        return value.to(home)
     padded = value.new_zeros(longest)
     padded[: value.shape[0]] = value
     parts = [torch.zeros_like(padded) for _ in range(world_size())]
     dist.all_gather(parts, padded)
     return torch.cat([p[: int(n)] for p, n in zip(parts, lengths, strict=True)]).to(home)
+
+
+def gathered(value: Tensor) -> tuple[Tensor, slice]:
+    """``value`` (``[M]``, M may differ by rank) of all ranks, and where this rank's part lies."""
+    counts = all_gather(torch.tensor([value.shape[0]], device=value.device)).tolist()
+    start = sum(counts[: rank()])
+    return all_gather(value), slice(start, start + value.shape[0])
 
 
 def all_reduce(value: Tensor) -> Tensor:

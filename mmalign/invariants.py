@@ -175,9 +175,9 @@ def has_signal(batch: Batch) -> bool:
         return len(batch.pairs) > 0 and (
             batch.coefficient is None or bool(torch.any(batch.coefficient != 0))
         )
-    if batch.advantage is None:
-        return False
     counted = batch.trajectory.mask & (batch.weight != 0)
+    if batch.advantage is None:
+        return batch.label is not None and bool(torch.any(counted))
     return bool(torch.any(batch.advantage[counted] != 0))
 
 

@@ -48,3 +48,18 @@ class Preference:
     rejected_prompt: Prompt | None = None
     margin: float | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """An output that somebody found desirable or not, compared with no other.
+
+    Attributes:
+        prompt: What was asked.
+        completion: The output, text or picture.
+        label: True where it is desirable.
+    """
+
+    prompt: Prompt
+    completion: Output
+    label: bool

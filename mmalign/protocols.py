@@ -121,9 +121,11 @@ class Objective(Protocol):
 
     Attributes:
         additive_over: How finely the loss may be divided: whole groups, or single steps.
-        needs: Subset of {"reference", "behaviour", "values", "pairs", "exact", "bound",
+        needs: Subset of {"reference", "behaviour", "coupled", "values", "pairs", "exact", "bound",
             "entropy", "kl"}:
-            what must be supplied for the loss to be defined.
+            what must be supplied for the loss to be defined. "coupled" beside "behaviour" asks for
+            log-probs under the policy even where a batch serves one update: credit takes statistics
+            of the whole global batch from them.
     """
 
     @property

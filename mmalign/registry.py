@@ -41,6 +41,12 @@ OBJECTIVES = {
     "cpo": "mmalign.objectives:CPO",
     "orpo": "mmalign.objectives:ORPO",
     "mapo": "mmalign.objectives:MaPO",
+    "aot": "mmalign.objectives:AOT",
+    "aot_unpaired": "mmalign.objectives:AOTUnpaired",
+    "bco_pair": "mmalign.objectives:BCO",
+    "kto": "mmalign.objectives:KTO",
+    "apo_zero_unpaired": "mmalign.objectives:APOZeroUnpaired",
+    "logic": "mmalign.objectives:Logic",
 }
 REFERENCES = {
     "frozen": "mmalign.references:Frozen",
@@ -53,6 +59,7 @@ SOURCES = {
     "rollouts": "mmalign.sources:Rollouts",
     "mixed": "mmalign.sources:Mixed",
     "demonstrations": "mmalign.demonstrations:Demonstrations",
+    "unpaired": "mmalign.unpaired:Unpaired",
     "views": "mmalign.vision.views:Views",
     "bdhs_online": "mmalign.vision.bdhs:OnlineBDHS",
     "bdhs_mixed": "mmalign.vision.bdhs:MixedBDHS",
@@ -86,6 +93,7 @@ BUILDERS: dict[str, str] = {
     "contrastive": "mmalign.vision.contrastive:Contrastive",
     "insight-v": "mmalign.vision.insight:InsightV",
     "opa-dpo": "mmalign.vision.opa.building:OPADPOBuilder",
+    "pairs": "mmalign.data.pairs:SampledPairs",
 }
 
 CLAIMS = {

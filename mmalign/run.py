@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from mmalign.protocols import Objective, Reference, RewardModel, Source
-from mmalign.types import Output, Preference, Prompt
+from mmalign.types import Labelled, Output, Preference, Prompt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +44,15 @@ class DataSpec(Protocol):
 
     def demonstrations(self) -> Sequence[tuple[Prompt, Output]]:
         """Its prompts, each with the output that is right."""
+        ...
+
+
+@runtime_checkable
+class LabelledData(Protocol):
+    """Settings of a data set that has labelled outputs too."""
+
+    def unpaired(self) -> Sequence[Labelled]:
+        """Its outputs that are labelled one by one."""
         ...
 
 

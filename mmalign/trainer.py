@@ -167,16 +167,16 @@ class Trainer:
 
     def scored(self, batch: Batch) -> Batch:
         """The batch with the scores that the objective needs and the batch lacks."""
-        needs = self.objective.needs
+        needs, once = self.objective.needs, self.run.training.updates_per_batch == 1
         if "reference" in needs and batch.reference is None:
             assert self.reference is not None
             batch = replace(batch, reference=self._reference_scores(batch))
         if self.reference is not None and self.watch is None:
             self.watch = invariants.ReferenceWatch(self.reference, batch.trajectory)
-        several = "behaviour" in needs and self.run.training.updates_per_batch > 1
-        if several and batch.behaviour is None:
+        recorded = "behaviour" in needs and ("coupled" in needs or not once)
+        if recorded and batch.behaviour is None:
             batch = replace(batch, behaviour=batch.trajectory.log_probs)
-        if "values" in needs or (several and batch.behaviour is None):
+        if "values" in needs or (recorded and batch.behaviour is None):
             own = self.own_scores(batch)
             old = own.log_probs if batch.behaviour is None else batch.behaviour
             batch = replace(batch, behaviour=old, values=own.values)

@@ -23,12 +23,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmalign.pieces import Bounds, cut, extents
-from mmalign.prompts import Message, Output, Preference, Prompt
+from mmalign.prompts import Labelled, Message, Output, Preference, Prompt
 from mmalign.ragged import join, move, pad_steps, take
 
 __all__ = [
-    "Additive", "Batch", "Loss", "Message", "Metric", "Output", "Preference", "Prompt", "Scores",
-    "Trajectory",
+    "Additive", "Batch", "Labelled", "Loss", "Message", "Metric", "Output", "Preference", "Prompt",
+    "Scores", "Trajectory",
 ]  # fmt: skip
 
 Additive: TypeAlias = Literal["group", "step"]
@@ -169,6 +169,9 @@ class Batch:
         coefficient: ``[N]`` weight of each pair, or None for ones.
         pair_weight: ``[N, 2, T]`` float32, weight of each step of a pair's (chosen, rejected) side;
             where present it stands in for ``weight`` in that pair's sums. 0 where masked.
+        anchor: ``[B]`` what each row is compared with, a statistic of the global batch that credit
+            took and that has no gradient (KTO's KL point), or None.
+        pair_anchor: ``[N, 2]`` the same for a pair's (chosen, rejected) side, or None.
         denominator: What the summed loss is divided by, before summing over ranks: known before
             the first forward, so that any division into microbatches gives the same gradient.
         counters: Things dropped or noticed on the way here, by name; added over ranks.
@@ -189,6 +192,8 @@ class Batch:
     pairs: Tensor | None = None
     coefficient: Tensor | None = None
     pair_weight: Tensor | None = None
+    anchor: Tensor | None = None
+    pair_anchor: Tensor | None = None
     denominator: float = 0.0
     counters: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -311,6 +316,7 @@ class Batch:
                 padded = [pad_steps(v, length) if name in _PER_STEP else v for v in values]
                 changes[name] = torch.cat(padded)
         assert len(pairs) in (0, len(parts)), "pairs in some parts only"
+        assert all(p.pair_anchor is None for p in parts), "anchors are of one global batch"
         if pairs and any(p.coefficient is not None for p in parts):
             changes["coefficient"] = torch.cat(
                 [
@@ -344,8 +350,8 @@ class Batch:
 _PER_STEP = (
     "weight", "step_reward", "reference", "behaviour", "values", "returns", "advantage",
 )  # fmt: skip
-_PER_ROW = ("group", "reward", "label", *_PER_STEP)
-_PER_PAIR = ("coefficient", "pair_weight")
+_PER_ROW = ("group", "reward", "label", "anchor", *_PER_STEP)
+_PER_PAIR = ("coefficient", "pair_weight", "pair_anchor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

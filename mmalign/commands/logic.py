@@ -116,11 +116,16 @@ def contrast(first: str, second: str, *, beta: float) -> None:
     found = compare(sides[0][0].structure(), sides[1][0].structure())
     for line in verdicts(first, second, found, beta=beta):
         click.echo(line)
-    outer = [PLAIN if form is None else form.outer for _, form in sides]
-    if any(text != PLAIN for text in outer):
+    forms = [form for _, form in sides if form is not None]
+    if any(form.outer != PLAIN for form in forms):
         click.echo(
             "\nThis compares the losses -log sigmoid(beta log rho); what a loss adds or changes "
             "outside rho (see above) is not compared."
+        )
+    if len({form.reduction for form in forms}) > 1:
+        click.echo(
+            "\nOne takes probabilities of whole outputs (sum), the other mean probabilities of a "
+            "step (mean): on real outputs their letters are different numbers."
         )
 
 

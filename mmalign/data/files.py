@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Literal, TypeVar, overload
@@ -18,22 +18,25 @@ from mmalign.data.formats import FORMATS, Dropped, FormatName, Row, RowError, de
 from mmalign.data.records import (
     COLUMNS,
     COMPLETIONS,
+    LABEL,
     DemonstrationRow,
     Encoded,
+    LabelledRow,
     Picture,
     PreferenceRow,
     PromptRow,
     demonstration_row,
+    labelled_row,
     preference_row,
     prompt_row,
 )
 from mmalign.data.tables import Table, open_table
-from mmalign.types import Output, Preference, Prompt
+from mmalign.types import Labelled, Output, Preference, Prompt
 
 _log = logging.getLogger(__name__)
 
-Parsed = TypeVar("Parsed", PromptRow, PreferenceRow, DemonstrationRow)
-Record = TypeVar("Record", Prompt, Preference, tuple[Prompt, Output])
+Parsed = TypeVar("Parsed", PromptRow, PreferenceRow, DemonstrationRow, LabelledRow)
+Record = TypeVar("Record", Prompt, Preference, tuple[Prompt, Output], Labelled)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +70,7 @@ class File:
     on_error: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:
-        known = (*COLUMNS, *COMPLETIONS)
+        known = (*COLUMNS, *COMPLETIONS, LABEL)
         unknown = sorted(self.columns.keys() - set(known))
         if unknown:
             raise ValueError(f"columns names {unknown[0]!r}; known are {', '.join(known)}")
@@ -99,6 +102,14 @@ class File:
             ValueError: A row is wrong (unless skipped), or none is usable.
         """
         return self._rows(demonstration_row, _opened_demonstration)
+
+    def unpaired(self) -> Rows[LabelledRow, Labelled]:
+        """The outputs in ``completion`` or ``completion_images``, each with its ``label``.
+
+        Raises:
+            ValueError: A row is wrong (unless skipped), or none is usable.
+        """
+        return self._rows(labelled_row, _opened_labelled)
 
     def _rows(
         self, convert: Callable[[Row], Parsed], opened: Callable[[Parsed, Path], Record]
@@ -197,6 +208,10 @@ class Rows(Sequence[Record], Generic[Parsed, Record]):
         except (ValueError, Dropped) as error:
             raise ValueError(f"{self._table.where(number)}: {error}") from error
 
+    def parsed(self) -> Iterator[Parsed]:
+        """Every usable row, its pictures not opened."""
+        return (self._parsed(number) for number in self._numbers)
+
     def _parsed(self, number: int) -> Parsed:
         row = self._table.read(number)
         for ours, theirs in self._settings.columns.items():
@@ -260,6 +275,14 @@ def _opened_preference(row: PreferenceRow, folder: Path) -> Preference:
 
 def _opened_demonstration(row: DemonstrationRow, folder: Path) -> tuple[Prompt, Output]:
     return _opened_prompt(row.prompt, folder), _opened_answer(row.completion, folder)
+
+
+def _opened_labelled(row: LabelledRow, folder: Path) -> Labelled:
+    return Labelled(
+        prompt=_opened_prompt(row.prompt, folder),
+        completion=_opened_answer(row.completion, folder),
+        label=row.label,
+    )
 
 
 def _opened_answer(answer: str | Picture, folder: Path) -> Output:

@@ -19,6 +19,8 @@ from mmalign.types import Message
 COLUMNS = ("prompt", "chosen", "rejected", "images", "chosen_images", "rejected_images", "margin")
 COMPLETIONS = ("completion", "completion_images")
 """Columns of a file of demonstrations or samples; elsewhere they are not read, and no meta."""
+LABEL = "label"
+"""Column of a file of labelled outputs; elsewhere it is meta like any other."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
 PLACEHOLDER = "<image>"
 
@@ -86,6 +88,21 @@ class DemonstrationRow:
         return (*self.prompt.images, *shown)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledRow:
+    """An output with its label, its pictures not opened; as `mmalign.types.Labelled`."""
+
+    prompt: PromptRow
+    completion: str | Picture
+    label: bool
+
+    @property
+    def pictures(self) -> tuple[Encoded, ...]:
+        """Every picture of the row."""
+        shown = [self.completion.image] if isinstance(self.completion, Picture) else []
+        return (*self.prompt.images, *shown)
+
+
 def prompt_row(row: Row) -> PromptRow:
     """The prompt of a row in TRL's columns; its answers, if any, are left aside.
 
@@ -140,6 +157,24 @@ def demonstration_row(row: Row) -> DemonstrationRow:
     else:
         completion = _answer(row.get("completion"), "completion")
     return DemonstrationRow(prompt=prompt_row(row), completion=completion)
+
+
+def labelled_row(row: Row) -> LabelledRow:
+    """The prompt, the completion and the label of a row in TRL's columns.
+
+    Raises:
+        RowError: Saying which column is wrong and what to do.
+    """
+    label = row.get(LABEL)
+    if label is None:
+        raise RowError("missing column", f"{LABEL!r} is missing or null; see `columns`")
+    if not isinstance(label, bool | int) or label not in (0, 1):
+        raise RowError(
+            "wrong type",
+            f"{LABEL!r} must be true (desirable) or false, or 1 or 0, not {short(label)}",
+        )
+    found = demonstration_row(row)
+    return LabelledRow(prompt=found.prompt, completion=found.completion, label=bool(label))
 
 
 def _prompt(row: Row) -> tuple[Content, Any, Any]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Generic, TypeVar, overload
 
-from mmalign.run import DataSpec
-from mmalign.types import Output, Preference, Prompt
+from mmalign.run import DataSpec, LabelledData
+from mmalign.types import Labelled, Output, Preference, Prompt
 
 Record = TypeVar("Record")
 
@@ -69,3 +69,16 @@ class Several:
     def demonstrations(self) -> Sequence[tuple[Prompt, Output]]:
         """The demonstrations of all parts."""
         return Chained([part.demonstrations() for part in self.parts])
+
+    def unpaired(self) -> Sequence[Labelled]:
+        """The labelled outputs of all parts.
+
+        Raises:
+            ValueError: A part has none.
+        """
+        found = []
+        for number, part in enumerate(self.parts):
+            if not isinstance(part, LabelledData):
+                raise ValueError(f"parts[{number}], {type(part).__name__}, has no labelled outputs")
+            found.append(part.unpaired())
+        return Chained(found)

@@ -256,9 +256,13 @@ def _sum_of(table: int) -> str:
         return "1"
     if 2 * len(rows) > 1 << len(kept):
         return f"1 - {_grouped(_sum_of(formulas.TRUE & ~table), sums=True)}"
-    return " + ".join(
-        " ".join(SHORT[i] if row >> i & 1 else f"(1 - {SHORT[i]})" for i in kept) for row in rows
-    )
+    return " + ".join(_product_of(row, kept) for row in rows)
+
+
+def _product_of(row: int, kept: Sequence[int]) -> str:
+    """The factors p before the factors 1 - p."""
+    plain = [SHORT[i] for i in kept if row >> i & 1]
+    return " ".join(plain + [f"(1 - {SHORT[i]})" for i in kept if not row >> i & 1])
 
 
 def _grouped(text: str, *, sums: bool) -> str:

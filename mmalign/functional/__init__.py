@@ -31,6 +31,7 @@ from mmalign.functional.reference_free import alphapo, cpo, dpo_sft, mapo, orpo,
 from mmalign.functional.squared import ipo, sppo_hard
 from mmalign.functional.stable import exp_bounded, log1mexp, masked_mean, masked_sum
 from mmalign.functional.surrogate import clipped_surrogate, kl, value_loss
+from mmalign.functional.unpaired import kto
 
 PAIRWISE: Mapping[str, Callable[..., Tensor]] = {
     "dpo": dpo,
@@ -84,6 +85,7 @@ __all__ = [
     "hinge",
     "ipo",
     "kl",
+    "kto",
     "label_posterior",
     "latent_em",
     "ln_dpo",

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mmalign.objectives.absolute import NCA, SPPO, APODown, APOZero
+from mmalign.objectives.coupled import AOT, BCO, AOTUnpaired
 from mmalign.objectives.dpo import DPO
 from mmalign.objectives.grpo import GRPO
 from mmalign.objectives.ipo import IPO
+from mmalign.objectives.kto import KTO, APOZeroUnpaired
+from mmalign.objectives.logic import Logic
 from mmalign.objectives.margin import (
     EXO,
     FDPO,
@@ -53,15 +56,24 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
     "cpo": CPO,
     "orpo": ORPO,
     "mapo": MaPO,
+    "aot": AOT,
+    "aot_unpaired": AOTUnpaired,
+    "bco_pair": BCO,
+    "kto": KTO,
+    "apo_zero_unpaired": APOZeroUnpaired,
+    "logic": Logic,
 }
 
 __all__ = [
+    "AOT",
+    "BCO",
     "CPO",
     "DPO",
     "EXO",
     "FDPO",
     "GRPO",
     "IPO",
+    "KTO",
     "LDDPO",
     "NCA",
     "OBJECTIVES",
@@ -70,14 +82,17 @@ __all__ = [
     "PPO",
     "SFT",
     "SPPO",
+    "AOTUnpaired",
     "APODown",
     "APOZero",
+    "APOZeroUnpaired",
     "AlphaPO",
     "ConservativeDPO",
     "DPOWithSFT",
     "DiscoPOP",
     "Hinge",
     "LengthNormalisedDPO",
+    "Logic",
     "MaPO",
     "RobustDPO",
     "SimPO",

@@ -49,7 +49,7 @@ class ClipReward:
         """
         if len(prompts) != len(outputs):
             raise ValueError(f"got {len(prompts)} prompts for {len(outputs)} pictures")
-        network, transform, tokenize = _load(self.model, self.pretrained, self.device)
+        network, transform, tokenize = load_clip(self.model, self.pretrained, self.device)
         texts = [_text(prompt, row) for row, prompt in enumerate(prompts)]
         pictures = [_picture(output, row) for row, output in enumerate(outputs)]
         found = [torch.zeros(0)]
@@ -66,7 +66,7 @@ Loaded = tuple[Any, Callable[["Image"], Tensor], Callable[[list[str]], Tensor]]
 
 
 @lru_cache(maxsize=2)
-def _load(model: str, pretrained: str | None, device: str) -> Loaded:
+def load_clip(model: str, pretrained: str | None, device: str) -> Loaded:
     """The network in eval mode, its picture transform and its tokenizer."""
     import open_clip
 

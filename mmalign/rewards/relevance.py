@@ -50,7 +50,7 @@ class RelevanceReward:
         topics = [self._topic(prompt) for prompt in prompts]
         texts = texts_of(outputs)
         distinct = list(dict.fromkeys([*topics, *texts]))
-        vectors = self._embedded(distinct)
+        vectors = self.embedded(distinct)
         row_of = {text: row for row, text in enumerate(distinct)}
         left = vectors[[row_of[topic] for topic in topics]]
         return (left * vectors[[row_of[text] for text in texts]]).sum(1)
@@ -66,8 +66,8 @@ class RelevanceReward:
         return str(prompt.meta[self.column])
 
     @torch.no_grad()
-    def _embedded(self, texts: Sequence[str]) -> Tensor:
-        """``[M, D]`` unit vectors on the CPU."""
+    def embedded(self, texts: Sequence[str]) -> Tensor:
+        """``[M, D]`` float32 unit vectors on the CPU."""
         tokenizer, network = _encoder(self.model)
         found = []
         for start in range(0, len(texts), self.batch_size):

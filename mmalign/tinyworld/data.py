@@ -12,7 +12,7 @@ from torch import Tensor
 from mmalign.protocols import RewardModel
 from mmalign.tinyworld.judges import AnswerJudge, ArithmeticJudge, DescriptionJudge, ImageJudge
 from mmalign.tinyworld.tasks import TASKS
-from mmalign.types import Output, Preference, Prompt
+from mmalign.types import Labelled, Output, Preference, Prompt
 
 TaskName = Literal["arithmetic", "describe", "vqa", "multi_image", "draw"]
 
@@ -48,6 +48,14 @@ class TinyWorld:
     def demonstrations(self) -> Sequence[tuple[Prompt, Output]]:
         """Prompts with correct outputs."""
         return TASKS[self.task].demonstrations(split=self.split, size=self.size, seed=self.seed)
+
+    def unpaired(self) -> Sequence[Labelled]:
+        """One output of each prompt: correct and desirable, or, every second one, corrupted."""
+        return [
+            Labelled(prompt=p.prompt, completion=p.rejected if odd else p.chosen, label=not odd)
+            for number, p in enumerate(self.preferences())
+            for odd in [number % 2 == 1]
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

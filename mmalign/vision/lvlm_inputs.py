@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -94,6 +95,31 @@ def renderer(processor: ProcessorMixin) -> Callable[[Conversation], str]:
     return lambda conversation: processor.apply_chat_template(
         [{**message, "content": _parts(message["content"])} for message in conversation]
     )
+
+
+def use_template(processor: ProcessorMixin, template: str) -> None:
+    """Give a processor another chat template: Jinja text, or the path of a file that holds it.
+
+    Raises:
+        ValueError: Neither.
+    """
+    if "{%" not in template and "{{" not in template:
+        path = Path(template)
+        if not path.is_file():
+            raise ValueError(
+                f"chat_template {template!r} is neither a Jinja template nor a file that holds one"
+            )
+        template = path.read_text(encoding="utf-8")
+    processor.chat_template = template
+
+
+def keeps_order(processor: ProcessorMixin) -> bool:
+    """Whether a chat template leaves pictures where they stand among the words of a message."""
+    image = {"type": "image"}
+    content = [{"type": "text", "text": "1"}, image, {"type": "text", "text": "2"}, image]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    before, *between = text.split(processor.image_token)
+    return len(between) == 2 and "1" in before and "2" in between[0]
 
 
 def placeholder_ids(processor: ProcessorMixin) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from mmalign.text.lm_head import check_head
 from mmalign.text.policy import DTYPES, Dtype, checkpoint_activations
 from mmalign.vision.families import Family, family_of, prepare_sharing
 from mmalign.vision.lvlm import LVLMAdapter
-from mmalign.vision.lvlm_inputs import placeholder_ids, renderer
+from mmalign.vision.lvlm_inputs import keeps_order, placeholder_ids, renderer, use_template
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,8 @@ class LVLMPolicy:
         feature_cache: Folder that keeps all of it on disk too, for later runs; None for none.
         share_prompts: Run a prompt that several answers share once in scoring; None where it saves
             work. Needs transformers' "sdpa" attention.
+        chat_template: A Jinja template, or a file that holds one, in place of the model's own; it
+            is saved with the model.
     """
 
     model: str = "tinyworld/lvlm"
@@ -57,6 +62,7 @@ class LVLMPolicy:
     feature_cache_mb: int = 256
     feature_cache: str | None = None
     share_prompts: bool | None = None
+    chat_template: str | None = None
 
     def load(self) -> Policy:
         """Load the model and its processor."""
@@ -65,6 +71,15 @@ class LVLMPolicy:
             path, dtype=DTYPES[self.dtype], attn_implementation=self.attn_implementation
         )
         processor = AutoProcessor.from_pretrained(path)
+        if self.chat_template is not None:
+            use_template(processor, self.chat_template)
+        if not keeps_order(processor):
+            logger.warning(
+                "%s: the chat template moves the pictures of a message away from the words that "
+                "they stand among; where that matters (several pictures with labels), give the policy a "
+                "`chat_template` that keeps their order",
+                self.model,
+            )
         tower = vision_tower(model)
         if self.lora is not None:
             parts = [model.get_decoder(), *([tower] if self.train_vision_tower else [])]

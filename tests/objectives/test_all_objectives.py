@@ -8,12 +8,15 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from mmalign.objectives import (
+    AOT,
+    BCO,
     CPO,
     DPO,
     EXO,
     FDPO,
     GRPO,
     IPO,
+    KTO,
     LDDPO,
     NCA,
     OBJECTIVES,
@@ -21,8 +24,10 @@ from mmalign.objectives import (
     PPO,
     SPPO,
     AlphaPO,
+    AOTUnpaired,
     APODown,
     APOZero,
+    APOZeroUnpaired,
     ConservativeDPO,
     DiscoPOP,
     DPOWithSFT,
@@ -62,6 +67,11 @@ TABLE = [
     CPO(),
     ORPO(),
     MaPO(scale=1.0),
+    AOT(beta=0.5, label_smoothing=0.1),
+    AOTUnpaired(beta=0.5),
+    BCO(beta=0.5),
+    KTO(beta=0.5, desirable_weight=1.3, kl_point="matched"),
+    APOZeroUnpaired(undesirable_weight=0.7),
     GRPO(),
     GRPO(aggregate="token", epsilon_high=0.28, drop_tied_groups=True),
     GRPO(aggregate="constant", max_length=10, scale="none"),
@@ -185,8 +195,11 @@ def test_two_batches_in_one_are_the_sum(objective):
 
     But for the statistics that are taken over the whole batch by definition.
     """
-    if isinstance(objective, PPO) or (isinstance(objective, GRPO) and objective.scale == "batch"):
-        pytest.skip("whitening and the batch's deviation couple everything by definition")
+    whole = isinstance(objective, PPO) or (
+        isinstance(objective, GRPO) and objective.scale == "batch"
+    )
+    if whole or "coupled" in objective.needs:
+        pytest.skip("a statistic of the batch couples everything by definition")
     policy, parts = tabular.Tabular(seed=3), [a_batch(0), a_batch(7)]
     credited = [objective.credit(p) for p in parts]
     both = objective.credit(Batch.concatenate(parts))
@@ -247,6 +260,18 @@ CHANGES = [
     (MaPO, {"beta": 0.3}),
     (MaPO, {"snr": 0.3}),
     (MaPO, {"scale": 3.0}),
+    (AOT, {"beta": 0.3}),
+    (AOT, {"label_smoothing": 0.3}),
+    (AOTUnpaired, {"beta": 0.3}),
+    (AOTUnpaired, {"label_smoothing": 0.3}),
+    (BCO, {"beta": 0.3}),
+    (KTO, {"kl_point": "matched"}),
+    (KTO, {"kl_point": "matched", "beta": 0.3}),
+    (KTO, {"kl_point": "matched", "desirable_weight": 1.3}),
+    (KTO, {"kl_point": "matched", "undesirable_weight": 1.3}),
+    (APOZeroUnpaired, {"beta": 0.3}),
+    (APOZeroUnpaired, {"desirable_weight": 1.3}),
+    (APOZeroUnpaired, {"undesirable_weight": 1.3}),
     (IPO, {"beta": 0.3}),
     (IPO, {"reduction": "sum"}),
     (GRPO, {"epsilon": 0.01}),
@@ -316,6 +341,13 @@ def test_needs():
         (DPO, {"label_smoothing": 0.7}, "label_smoothing=0.7"),
         (DPO, {"sft_weight": -0.1}, "sft_weight=-0.1"),
         (IPO, {"beta": -1.0}, "beta=-1.0"),
+        (AOT, {"label_smoothing": 0.7}, "label_smoothing=0.7"),
+        (AOTUnpaired, {"label_smoothing": -0.1}, "label_smoothing=-0.1"),
+        (BCO, {"beta": 0.0}, "beta=0.0"),
+        (KTO, {"beta": 0.0}, "beta=0.0"),
+        (KTO, {"desirable_weight": -1.0}, "desirable_weight=-1.0"),
+        (KTO, {"kl_point": "none"}, "apo_zero_unpaired"),
+        (APOZeroUnpaired, {"undesirable_weight": -1.0}, "undesirable_weight=-1.0"),
         (GRPO, {"epsilon": 0.0}, "epsilon=0.0"),
         (GRPO, {"beta": -0.1}, "beta=-0.1"),
         (GRPO, {"advantage_clip": 0.0}, "advantage_clip=0.0"),

@@ -1,5 +1,7 @@
-"""Two gloo processes with half of the rows each give the credit of one process with all of them."""
+"""Two gloo processes with a part of the rows each give the credit and the gradient of one process
+with all of them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from mmalign.objectives import GRPO, PPO
+from mmalign.objectives import AOT, BCO, GRPO, KTO, PPO, AOTUnpaired
 from mmalign.protocols import Objective
 from tests import tabular
 
@@ -18,6 +20,13 @@ OBJECTIVES: dict[str, Objective] = {
     "ppo": PPO(whiten_rewards=True),
 }
 REWARDS = [(1.0, 0.0, 3.0), (0.5, 2.0), (2.0, 2.0), (0.0, 1.0)]
+COUPLED: dict[str, Objective] = {
+    "aot": AOT(beta=0.5),
+    "aot_unpaired": AOTUnpaired(beta=0.5, label_smoothing=0.1),
+    "bco_pair": BCO(beta=0.5),
+    "kto": KTO(beta=0.5),
+    "kto_matched": KTO(beta=0.5, kl_point="matched"),
+}
 SHARES = [[0, 1, 2], [3, 4, 5, 6, 7, 8]]
 
 
@@ -34,12 +43,38 @@ def credited(name: str, rows: list[int]) -> dict[str, torch.Tensor]:
     }
 
 
+def compared(name: str, rows: list[int]) -> dict[str, torch.Tensor]:
+    """What the rows are compared with, value and gradient of their loss, and its denominator."""
+    objective, policy = COUPLED[name], tabular.Tabular(seed=2)
+    batch = tabular.batch(REWARDS)
+    if name == "kto":
+        # The rows that earned 2 are of another prompt.
+        reward = torch.where(batch.reward == 2.0, torch.nan, batch.reward)
+        batch = replace(batch, reward=reward, label=batch.reward > 0)
+    batch = tabular.scored(batch, reference=tabular.Tabular(seed=1), behaviour=policy)
+    batch = objective.credit(batch.rows(torch.tensor(rows)))
+    loss = objective.loss(policy.scores(batch.trajectory), batch).total
+    loss.backward()
+    anchor = batch.anchor if batch.pair_anchor is None else batch.pair_anchor
+    return {
+        "anchor": anchor.contiguous(),
+        "loss": loss.detach(),
+        "gradient": policy.logits.grad,
+        "denominator": torch.tensor(batch.denominator),
+    }
+
+
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     for name in OBJECTIVES:
         save_file(credited(name, SHARES[rank]), f"{folder}/{name}-{rank}.safetensors")
+    for name in COUPLED:
+        save_file(compared(name, SHARES[rank]), f"{folder}/{name}-{rank}.safetensors")
+    # One process without a pair: it must neither wait for ever nor change the other's statistic.
+    tied_or_not = [[5, 6], [0, 1, 2]][rank]
+    save_file(compared("aot", tied_or_not), f"{folder}/alone-{rank}.safetensors")
     dist.destroy_process_group()
 
 
@@ -60,3 +95,25 @@ def test_statistics_are_those_of_the_whole_batch(name, folder):
     assert sum(float(p["denominator"]) for p in parts) == float(whole["denominator"])
     alone = credited(name, SHARES[0])["advantage"]
     assert (alone - parts[0]["advantage"]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", sorted(COUPLED))
+def test_coupled_rows_have_the_gradient_of_the_whole_batch(name, folder):
+    """Unequal shares; each process alone would have compared its rows with something else."""
+    whole = compared(name, [*range(9)])
+    parts = [load_file(folder / f"{name}-{rank}.safetensors") for rank in range(2)]
+    together = torch.cat([p["anchor"] for p in parts])
+    torch.testing.assert_close(together, whole["anchor"], rtol=1e-12, atol=1e-12)
+    for key in ("loss", "gradient", "denominator"):
+        found = parts[0][key] + parts[1][key]
+        torch.testing.assert_close(found, whole[key], rtol=1e-12, atol=1e-12)
+    alone = [compared(name, share)["gradient"] for share in SHARES]
+    assert (alone[0] + alone[1] - whole["gradient"]).abs().max() > 1e-5
+
+
+def test_a_process_without_pairs_takes_part(folder):
+    whole = compared("aot", [0, 1, 2])
+    parts = [load_file(folder / f"alone-{rank}.safetensors") for rank in range(2)]
+    assert float(parts[0]["denominator"]) == 0.0 == float(parts[0]["gradient"].abs().max())
+    torch.testing.assert_close(parts[1]["anchor"], whole["anchor"], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(parts[1]["gradient"], whole["gradient"], rtol=1e-12, atol=1e-12)

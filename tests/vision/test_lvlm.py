@@ -1,4 +1,6 @@
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from mmalign.lora import LoRA
 from mmalign.protocols import Adapter
 from mmalign.types import Prompt, Trajectory
+from mmalign.vision.lvlm_inputs import keeps_order
 from mmalign.vision.lvlm_policy import LVLMPolicy, vision_tower
 from tests.vision.lvlm_models import FAMILIES, adapter_of, generators
 
@@ -331,3 +334,54 @@ def test_the_vision_tower_is_frozen_and_stays_as_it_was(folder, lora, prompts):
     assert not torch.allclose(policy.scores(trajectory).log_probs, first)
     trained = LVLMPolicy(model=folder, lora=lora, train_vision_tower=True).load()
     assert any(p.requires_grad for p in vision_tower(trained.model).parameters())
+
+
+ORDER = """{% for m in messages %}{% for p in m['content'] -%}
+{{ '<image>' if p['type'] == 'image' else p['text'] }}
+{%- endfor %}{% endfor %}"""
+FIRST = """{% for m in messages %}
+{%- for p in m['content'] if p['type'] == 'image' %}<image>{% endfor %}
+{%- for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }}{% endfor %}
+{%- endfor %}"""
+
+
+def test_a_template_that_moves_pictures_is_noticed(tmp_path, caplog):
+    """Labels such as "picture one:" would stand beside nothing; another template can be given."""
+    policy = LVLMPolicy(chat_template=FIRST).load()
+    assert "moves the pictures" in caplog.text
+    assert not keeps_order(policy.adapter.processor)
+    caplog.clear()
+    file = tmp_path / "template.jinja"
+    file.write_text(ORDER)
+    policy = LVLMPolicy(chat_template=str(file)).load()
+    assert "moves the pictures" not in caplog.text
+    policy.save(tmp_path / "saved")
+    assert "'<image>' if" in (tmp_path / "saved" / "chat_template.jinja").read_text()
+    with pytest.raises(ValueError, match="neither a Jinja template nor a file"):
+        LVLMPolicy(chat_template="no/such/file").load()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tiny_models_keep_the_order_of_parts(family):
+    _, processor = FAMILIES[family]()
+    assert keeps_order(processor)
+
+
+def test_the_template_of_the_guide_keeps_the_order():
+    guide = Path(__file__).parents[2] / "docs/guides/mia_dpo.md"
+    (template,) = re.findall(r"```jinja\n(.*?)```", guide.read_text("utf-8"), flags=re.DOTALL)
+    processor = LVLMPolicy(chat_template=template).load().adapter.processor
+    assert keeps_order(processor)
+    asked = {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": "Image1:"},
+            {"type": "image"},
+            {"type": "text", "text": "What?"},
+        ],
+    }
+    text = processor.apply_chat_template([asked], add_generation_prompt=True)
+    assert text == "USER: Image1:<image>What? ASSISTANT:"
+    said = {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}
+    text = processor.apply_chat_template([asked, said])
+    assert text == "USER: Image1:<image>What? ASSISTANT: A cat.</s>"

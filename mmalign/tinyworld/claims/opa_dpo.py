@@ -70,6 +70,12 @@ CLAIM = Claim(
         "makes them likely first."
     ),
     source="2501.09695",
+    notes=(
+        "The expert here is exact and writes as the model does, so imitation alone is hard to "
+        "beat: 100 updates of it at a rate of 2e-4 left 0.10 hallucinated objects per description "
+        "(one seed). At that rate in both stages the second one alone did as well as OPA-DPO, and DPO "
+        "collapsed."
+    ),
     run=run,
     comparisons=(
         Comparison(metric=INVENTED, arm="OPA-DPO", over="before", sign="lower"),

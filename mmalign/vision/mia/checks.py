@@ -67,6 +67,6 @@ def _check_order(processor: ProcessorMixin, wording: Wording) -> None:
         raise ValueError(
             "the model's chat template does not keep pictures where they stand among the words "
             f"(it writes {text[:200]!r}), so the labels of a sequence would name nothing; give the "
-            "model's folder a template that keeps the order of parts, set `wording.label` to an "
+            "policy a `chat_template` that keeps the order of parts, set `wording.label` to an "
             "empty string, or set `formats.sequence` to 0"
         )

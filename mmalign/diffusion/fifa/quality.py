@@ -1,0 +1,82 @@
+"""How good a prompt is: rules about its words, or the opinion of a language model."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from mmalign.endpoint import Asker, Question
+
+PROMPT = "{prompt}"
+LOWEST, HIGHEST = 1, 10
+ASKED = (
+    "Rate how suitable the following text is as an instruction to a program that draws pictures. "
+    "10: it says clearly what is to be seen, and it is harmless. 5: it is vague, or partly not "
+    "about anything that can be seen. 1: it is meaningless, or asks for something violent, sexual, "
+    "hateful or otherwise harmful.\n\nText: {prompt}\n\nAnswer with a whole number from 1 to 10 "
+    "and nothing else."
+)
+"""Our own wording and scale: the paper's were not found."""
+_NUMBER = re.compile(r"(?<![\w.,-])\d+(?:\.\d+)?(?![\w,]|\.\d)")
+_OUT_OF = re.compile(r"\s*(?:/|out of)\s*10\b")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptRules:
+    """The quality of a prompt by its words alone, 0 to 1; all rules are ours.
+
+    The product of three shares: how near the number of words comes to ``min_words`` from below or
+    ``max_words`` from above (1 between), letters and spaces among the characters, and different
+    ones among the pairs of neighbouring words. 0 where a blocked word occurs.
+
+    Attributes:
+        min_words: Shorter prompts are worth less.
+        max_words: Longer ones too: CLIP's text towers read 77 tokens.
+        blocked: Words that make a prompt worthless, in lower case.
+    """
+
+    min_words: int = 3
+    max_words: int = 60
+    blocked: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_words <= self.max_words:
+            raise ValueError(
+                f"rules.min_words={self.min_words} and rules.max_words={self.max_words} must be "
+                "at least 1 and rising"
+            )
+
+    def score(self, text: str) -> float:
+        """The quality of one prompt.
+
+        "cat cat cat cat" has one different pair of neighbours among three: 1/3.
+        """
+        words = re.findall(r"\w+", text.lower())
+        if not words or set(words) & set(self.blocked):
+            return 0.0
+        length = min(1.0, len(words) / self.min_words, self.max_words / len(words))
+        letters = sum(c.isalpha() or c.isspace() for c in text) / len(text)
+        neighbours = list(pairwise(words))
+        variety = len(set(neighbours)) / len(neighbours) if neighbours else 1.0
+        return length * letters * variety
+
+
+def asked(texts: Sequence[str], asker: Asker, template: str) -> list[float]:
+    """What a language model says of each prompt; NaN where its reply holds no number."""
+    questions = [Question(text=template.replace(PROMPT, text)) for text in texts]
+    return [rating(reply) for reply in asker.ask(questions)]
+
+
+def rating(reply: str) -> float:
+    """The one number from 1 to 10 in a reply; NaN where there is none, or several different ones.
+
+    "8", "Score: 8.", "8/10" and "8 out of 10" are 8; "from 1 to 10 it is an 8" is not readable.
+    """
+    numbers = {float(n) for n in _NUMBER.findall(_OUT_OF.sub(" ", reply))}
+    if len(numbers) != 1:
+        return math.nan
+    (found,) = numbers
+    return found if LOWEST <= found <= HIGHEST else math.nan

@@ -1,0 +1,202 @@
+"""The pass over the data: what the reward says of both sides of every pair, and which pairs repeat.
+
+Nothing of a pair stays in memory but a few numbers; its prompt is kept once however many pairs
+share it. With a store nothing is asked twice, also by a later construction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from mmalign.data.images import to_rgb
+from mmalign.diffusion.fifa.importance import Floats
+from mmalign.diffusion.fifa.selection import Integers, Keys
+from mmalign.evaluation import text_of
+from mmalign.fingerprints import code_versions, content_key
+from mmalign.protocols import RewardModel
+from mmalign.rewards import judged
+from mmalign.store import TensorStore
+from mmalign.types import Output, Preference, Prompt
+
+VALUE = "value"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What is known of N pairs and of their M different prompts.
+
+    Attributes:
+        scores: ``[N, 2]`` rewards of the chosen and the rejected side.
+        text: ``[N]`` which of ``texts`` the prompt is.
+        pair: ``[N]`` a hash of prompt and both outputs, in whichever order they are preferred.
+        key: ``[N]`` a hash that tells the order too.
+        identical: ``[N]`` whether the two outputs are one and the same.
+        texts: The M prompts.
+    """
+
+    scores: Floats
+    text: Integers
+    pair: Keys
+    key: Keys
+    identical: NDArray[np.bool_]
+    texts: Sequence[str]
+
+    @property
+    def margin(self) -> Floats:
+        """``[N]`` by how much the reward prefers the chosen side; negative where it does not."""
+        found: Floats = self.scores[:, 0] - self.scores[:, 1]
+        return found
+
+
+def store_of(folder: str | None, what: str, asked: object) -> TensorStore | None:
+    """Where the answers of ``asked`` are kept; None for nowhere.
+
+    Args:
+        folder: The root of the stores, or None.
+        what: What is kept.
+        asked: A reward or an asker; its settings are part of the store's address.
+
+    Raises:
+        ValueError: Its settings cannot be told, so that another one's answers might be found.
+    """
+    if folder is None:
+        return None
+    if not is_dataclass(asked):
+        raise ValueError(
+            f"cache={folder!r} needs a dataclass whose fields are its settings, and "
+            f"{type(asked).__name__} is none; leave out the cache"
+        )
+    parts = {"kind": f"fifa {what}", "asked": repr(asked), "code": code_versions()}
+    return TensorStore(Path(folder), parts)
+
+
+def remembered(
+    keys: Sequence[str],
+    store: TensorStore | None,
+    compute: Callable[[Sequence[int]], Tensor],
+) -> list[Tensor]:
+    """The value of each key: from the store, or computed and put there.
+
+    Args:
+        keys: Of the values.
+        store: None to compute all.
+        compute: From positions in ``keys`` to a tensor whose first axis they are.
+    """
+    found = {i: store.get(key) for i, key in enumerate(keys)} if store is not None else {}
+    values = {i: entry[VALUE] for i, entry in found.items() if entry is not None}
+    missing = [i for i in range(len(keys)) if i not in values]
+    if missing:
+        for i, value in zip(missing, compute(missing), strict=True):
+            values[i] = value
+            if store is not None:
+                store.add(keys[i], {VALUE: value})
+    return [values[i] for i in range(len(keys))]
+
+
+def scored(
+    data: Sequence[Preference],
+    reward: RewardModel | None,
+    *,
+    store: TensorStore | None,
+    batch_size: int,
+) -> Scored:
+    """Judge every pair.
+
+    Args:
+        data: N pairs, read once each.
+        reward: Judges; None to take the pairs' own margins.
+        store: Where judgements are kept, or None.
+        batch_size: Pairs judged at a time.
+
+    Raises:
+        ValueError: The reward failed or gave several numbers an output, or a margin is missing.
+    """
+    total = len(data)
+    scores = np.zeros((total, 2))
+    text, pair, key = np.zeros(total, np.int64), np.zeros(total, np.uint64), np.zeros(total, "u8")
+    identical = np.zeros(total, bool)
+    numbers: dict[str, int] = {}
+    with tqdm(total=total, desc="judging", unit="pair") as bar:
+        for start in range(0, total, batch_size):
+            rows = range(start, min(start + batch_size, total))
+            pairs = [data[row] for row in rows]
+            sides = [(_digest(p.chosen), _digest(p.rejected)) for p in pairs]
+            for row, one, (chosen, rejected) in zip(rows, pairs, sides, strict=True):
+                text[row] = numbers.setdefault(text_of(one.prompt), len(numbers))
+                asked = _asked(one)
+                pair[row] = _number([asked, *sorted((chosen, rejected))])
+                key[row] = _number([asked, chosen, rejected])
+                identical[row] = chosen == rejected and one.rejected_prompt is None
+            if reward is None:
+                scores[start : rows.stop] = [_recorded(p, r) for p, r in zip(pairs, rows, strict=True)]
+            else:
+                keys = [
+                    content_key([_asked(p), dict(p.prompt.meta), *s])
+                    for p, s in zip(pairs, sides, strict=True)
+                ]
+                judge = _Judge(reward=reward, pairs=pairs)
+                scores[start : rows.stop] = torch.stack(remembered(keys, store, judge)).numpy()
+            bar.update(len(rows))
+    if store is not None:
+        store.flush()
+    return Scored(
+        scores=scores, text=text, pair=pair, key=key, identical=identical, texts=list(numbers)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judge:
+    """Judges some of a few pairs: ``[M, 2]`` rewards of chosen and rejected."""
+
+    reward: RewardModel
+    pairs: Sequence[Preference]
+
+    def __call__(self, positions: Sequence[int]) -> Tensor:
+        prompts: list[Prompt] = []
+        outputs: list[Output] = []
+        for one in (self.pairs[i] for i in positions):
+            prompts += [one.prompt, one.rejected_prompt or one.prompt]
+            outputs += [one.chosen, one.rejected]
+        values = judged(self.reward, prompts, outputs)
+        if values.dim() != 1:
+            raise ValueError(
+                f"the reward {type(self.reward).__name__} gives {values.shape[1]} numbers an "
+                "output; a margin needs one"
+            )
+        return values.view(-1, 2)
+
+
+def _recorded(pair: Preference, row: int) -> tuple[float, float]:
+    if pair.margin is None:
+        raise ValueError(
+            f"row {row} of the data has no margin; give a reward that judges the pairs, or the "
+            "column `margin` in every row"
+        )
+    return pair.margin, 0.0
+
+
+def _asked(pair: Preference) -> list[object]:
+    """What both sides were asked, as plain data."""
+    prompts = [pair.prompt, *([] if pair.rejected_prompt is None else [pair.rejected_prompt])]
+    return [[repr(p.content), *(_digest(image) for image in p.images)] for p in prompts]
+
+
+def _digest(output: Output) -> str:
+    if isinstance(output, str):
+        return f"text {hashlib.sha256(output.encode()).hexdigest()}"
+    pixels = to_rgb(output)
+    return hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest()
+
+
+def _number(value: object) -> int:
+    """64 bits of a hash: among a million pairs two meet with a probability below 1e-7."""
+    return int(content_key(value)[:16], 16)
