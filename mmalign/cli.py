@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from mmalign._version import __version__
+from mmalign.commands.logic import logic
 
 OK, FAILED, USER_ERROR, NON_FINITE, INTERRUPTED = range(5)
 KINDS = (
@@ -129,7 +130,7 @@ def sample(
     help="Say what training did to the likelihoods of the pairs of a data file, of `heldout` (the "
     "config's evaluation) or of `training`, and to the weights.",
 )
-@click.option("--num", type=click.IntRange(1), help="Only so many questions (pairs), from the first.")
+@click.option("--num", type=click.IntRange(1), help="Only so many questions or pairs.")
 @click.option(
     "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Of questions."
 )
@@ -322,35 +323,6 @@ def reproduce(name: str, seeds: str | None, output: Path) -> None:
         raise SystemExit(FAILED)
 
 
-@cli.group()
-def logic() -> None:
-    """Read preference losses as logical statements, and compare them.
-
-    A loss is named as in `mmalign list objectives`, or given as a formula over M(w), M(l), R(w) and
-    R(l): the policy (M) or the reference (R) produces the chosen (w) or the rejected (l) output.
-    """
-
-
-@logic.command("show")
-@click.argument("name")
-def show_logic(name: str) -> None:
-    """Print what the loss NAME says: formulas, ratio and truth table."""
-    from mmalign.commands import logic as reading
-
-    reading.show(name)
-
-
-@logic.command("compare")
-@click.argument("first")
-@click.argument("second")
-@click.option("--beta", type=float, default=1.0, show_default=True, help="Of example losses.")
-def compare_logic(first: str, second: str, beta: float) -> None:
-    """Say which of two losses asks for more, and where they differ."""
-    from mmalign.commands import logic as reading
-
-    reading.contrast(first, second, beta=beta)
-
-
 @cli.command("list")
 @click.argument("kind", type=click.Choice([*KINDS, "configs"]))
 @as_json
@@ -381,6 +353,9 @@ def demo(real: bool, only: str | None, output: Path | None, seed: int) -> None:
     names = tuple(filter(None, (only or "").split(",")))
     if not demonstrating.demo(real=real, only=names, output=output, seed=seed):
         raise SystemExit(FAILED)
+
+
+cli.add_command(logic)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

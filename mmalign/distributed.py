@@ -54,6 +54,13 @@ def all_reduce(value: Tensor) -> Tensor:
     return total.to(value.device)
 
 
+def total(value: float, *, device: torch.device) -> float:
+    """The sum over ranks of a number, in double precision."""
+    if world_size() == 1:
+        return float(value)
+    return float(all_reduce(torch.tensor(value, dtype=torch.float64, device=device)))
+
+
 def _device() -> torch.device:
     """Where the backend wants tensors: nccl knows nothing but GPUs."""
     if dist.get_backend() == "nccl":

@@ -148,6 +148,26 @@ class Objective(Protocol):
 
 
 @runtime_checkable
+class Remembering(Protocol):
+    """An objective that learns something of its own from batch to batch.
+
+    It stays a frozen set of hyperparameters: what it learned is handed to it and handed back, and
+    the trainer keeps it with the run's position, so that a resumed run has it.
+    """
+
+    def remember(
+        self, batch: Batch, memory: Mapping[str, float]
+    ) -> tuple[Batch, Mapping[str, float]]:
+        """The credited batch, marked with what was known before it, and what is known after it.
+
+        Args:
+            batch: Credited.
+            memory: Numbers by name; empty at the start of a run. The same on every process.
+        """
+        ...
+
+
+@runtime_checkable
 class Source(Protocol):
     """Where batches come from: recorded preferences, rollouts, or a mixture."""
 

@@ -46,6 +46,7 @@ OBJECTIVES = {
     "bco_pair": "mmalign.objectives:BCO",
     "kto": "mmalign.objectives:KTO",
     "apo_zero_unpaired": "mmalign.objectives:APOZeroUnpaired",
+    "latent_em": "mmalign.objectives:LatentEM",
     "logic": "mmalign.objectives:Logic",
 }
 REFERENCES = {
@@ -94,6 +95,7 @@ BUILDERS: dict[str, str] = {
     "insight-v": "mmalign.vision.insight:InsightV",
     "opa-dpo": "mmalign.vision.opa.building:OPADPOBuilder",
     "pairs": "mmalign.data.pairs:SampledPairs",
+    "fifa": "mmalign.diffusion.fifa:FiFA",
 }
 
 CLAIMS = {

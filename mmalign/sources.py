@@ -8,6 +8,7 @@ of which each process encodes or samples its share.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -110,9 +111,26 @@ class PreferenceSource:
             trajectory=trajectory,
             group=torch.arange(count).repeat_interleave(2),
             reward=torch.tensor([1.0, 0.0]).repeat(count),
+            annotator=self._annotators([number for _, number in chosen]),
             weight=trajectory.mask.float(),
             pairs=torch.arange(2 * count).view(count, 2),
         ).to(trajectory.mask.device)
+
+    def _annotators(self, numbers: Sequence[int]) -> Tensor | None:
+        """``[2 N]`` numbers of the annotators of these pairs, once for each side."""
+        column = self.spec.annotator
+        if column is None:
+            return None
+        found = []
+        for number in numbers:
+            meta = self.data[number].meta
+            if meta.get(column) is None:
+                raise ValueError(
+                    f"pair {number} of the source has no {column!r} (`annotator`), only "
+                    f"{sorted(meta)}; fill it in, or leave `annotator` unset"
+                )
+            found.append(zlib.crc32(str(meta[column]).encode()))
+        return torch.tensor(found).repeat_interleave(2)
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and position."""
@@ -186,6 +204,11 @@ class MixedSource:
                     "the parts of a mixed source must pair their rows: give each rollouts part a "
                     "selector such as `type: best_worst`"
                 )
+            if len({b.annotator is None for b in batches}) > 1:
+                raise ValueError(
+                    "one part of a mixed source names its annotators and another does not; set "
+                    "`annotator` on every part or on none"
+                )
             yield Batch.concatenate(batches)
 
     def state_dict(self) -> dict[str, Any]:
@@ -208,12 +231,15 @@ class Preferences:
         shuffle: Whether each epoch is shuffled anew.
         fixed_noise: Whether a pair keeps its (timestep, noise) draws in every epoch, which lets its
             reference scores be recorded; no effect on models whose likelihood is exact.
+        annotator: Column of the data that says who judged a pair, for objectives that learn whom to
+            trust; None where it is not known.
     """
 
     data: DataSpec
     batch_size: int = 32
     shuffle: bool = True
     fixed_noise: bool = False
+    annotator: str | None = None
 
     def build(self, policy: Policy, *, seed: int) -> PreferenceSource:
         """The source at its beginning."""

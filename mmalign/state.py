@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +39,14 @@ class Progress:
         updates_done: Updates made on the buffered batch.
         buffer: The credited batch in use; None between batches.
         bad_updates: Skipped updates in a row.
+        memory: What the objective has learned of its own (`mmalign.protocols.Remembering`).
     """
 
     step: int = 0
     updates_done: int = 0
     buffer: Batch | None = None
     bad_updates: int = 0
+    memory: Mapping[str, float] = field(default_factory=dict)
 
 
 def save(trainer: Trainer) -> None:
@@ -73,6 +76,7 @@ def save(trainer: Trainer) -> None:
                 "step": progress.step,
                 "updates_done": progress.updates_done,
                 "bad_updates": progress.bad_updates,
+                "memory": dict(progress.memory),
                 "buffered": progress.buffer is not None,
                 "processes": distributed.world_size(),
                 "source": trainer.source.state_dict(),
@@ -103,6 +107,8 @@ def restore(trainer: Trainer) -> None:
     progress.step = saved["step"]
     progress.updates_done = saved["updates_done"]
     progress.bad_updates = saved["bad_updates"]
+    # Checkpoints of before objectives remembered have none.
+    progress.memory = saved.get("memory", {})
     if saved["buffered"]:
         _same_processes(saved["processes"])
         name = f"buffer-{distributed.rank()}"

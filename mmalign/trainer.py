@@ -30,7 +30,7 @@ from mmalign.log import RunFolder, Sums, summed
 from mmalign.optim import optimizer_of, set_learning_rate
 from mmalign.pieces import Bounds
 from mmalign.policy import Policy
-from mmalign.protocols import Reference, Source
+from mmalign.protocols import Reference, Remembering, Source
 from mmalign.run import Run
 from mmalign.speed import Meter, keep_freed_memory, progress_line, useful
 from mmalign.state import Progress, restore, save, save_bad_batch
@@ -163,7 +163,10 @@ class Trainer:
     @torch.no_grad()
     def credited(self, batch: Batch) -> Batch:
         """The batch with reference, behaviour and value scores, and credit."""
-        return self.objective.credit(self.scored(batch.to(self.accelerator.device)))
+        batch = self.objective.credit(self.scored(batch.to(self.accelerator.device)))
+        if isinstance(self.objective, Remembering):
+            batch, self.progress.memory = self.objective.remember(batch, self.progress.memory)
+        return batch
 
     def scored(self, batch: Batch) -> Batch:
         """The batch with the scores that the objective needs and the batch lacks."""
@@ -326,10 +329,7 @@ class Trainer:
         return metrics
 
     def _total(self, value: float) -> float:
-        if distributed.world_size() == 1:
-            return float(value)
-        mine = torch.tensor(value, dtype=torch.float64, device=self.accelerator.device)
-        return float(distributed.all_reduce(mine))
+        return distributed.total(value, device=self.accelerator.device)
 
     def _bad_update(self, batch: Batch) -> None:
         self.progress.bad_updates += 1

@@ -169,6 +169,7 @@ class Batch:
         coefficient: ``[N]`` weight of each pair, or None for ones.
         pair_weight: ``[N, 2, T]`` float32, weight of each step of a pair's (chosen, rejected) side;
             where present it stands in for ``weight`` in that pair's sums. 0 where masked.
+        annotator: ``[B]`` int64, a number for whoever judged the row, or None.
         anchor: ``[B]`` what each row is compared with, a statistic of the global batch that credit
             took and that has no gradient (KTO's KL point), or None.
         pair_anchor: ``[N, 2]`` the same for a pair's (chosen, rejected) side, or None.
@@ -192,6 +193,7 @@ class Batch:
     pairs: Tensor | None = None
     coefficient: Tensor | None = None
     pair_weight: Tensor | None = None
+    annotator: Tensor | None = None
     anchor: Tensor | None = None
     pair_anchor: Tensor | None = None
     denominator: float = 0.0
@@ -350,7 +352,7 @@ class Batch:
 _PER_STEP = (
     "weight", "step_reward", "reference", "behaviour", "values", "returns", "advantage",
 )  # fmt: skip
-_PER_ROW = ("group", "reward", "label", "anchor", *_PER_STEP)
+_PER_ROW = ("group", "reward", "label", "annotator", "anchor", *_PER_STEP)
 _PER_PAIR = ("coefficient", "pair_weight", "pair_anchor")
 
 

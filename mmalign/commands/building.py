@@ -9,7 +9,9 @@ from pathlib import Path
 
 import click
 
-from mmalign import config, registry
+from mmalign import registry
+from mmalign.commands.targets import config_file
+from mmalign.config import load_builder, settings_of
 from mmalign.config.schema import attribute_texts
 from mmalign.data.building import construct
 
@@ -29,9 +31,8 @@ def command(name: str) -> click.Command | None:
         params=[
             click.Argument(["settings"], nargs=-1, metavar="[KEY=VALUE]..."),
             click.Option(
-                ["--config", "path"],
-                type=click.Path(path_type=Path, exists=True, dir_okay=False),
-                help="A YAML file of settings.",
+                ["--config"],
+                help="A YAML file of settings, or a shipped one's name (mmalign list configs).",
             ),
             click.Option(["--data"], help="A data file: short for data.type=file data.path=FILE."),
             click.Option(
@@ -56,7 +57,7 @@ def build(
     name: str,
     *,
     settings: Sequence[str],
-    path: Path | None,
+    config: str | None,
     data: str | None,
     output: Path,
     rows: int | None,
@@ -65,7 +66,8 @@ def build(
 ) -> None:
     """Construct the data and say what was kept and why the rest was not."""
     named = [] if data is None else ["data.type=file", f"data.path={json.dumps(data)}"]
-    builder = config.load_builder(name, path, [*named, *settings])
+    file = None if config is None else config_file(config)
+    builder = load_builder(name, file, [*named, *settings])
     if dry_run:
         made = builder.prepare(seed=seed)
         for candidate in made.candidates():
@@ -76,7 +78,7 @@ def build(
             click.echo(f"    chosen    {pair.chosen!r}\n    rejected  {pair.rejected!r}")
         click.echo(f"{len(made)} rows in all; nothing was written")
         return
-    described = json.dumps([name, config.settings_of(builder)], sort_keys=True)
+    described = json.dumps([name, settings_of(builder)], sort_keys=True)
     counts = construct(builder, output, seed=seed, rows=rows, settings=described)
     kept, total = counts["kept"], counts.total()
     click.echo(f"{kept} of {total} pairs kept, in {output}")

@@ -1,7 +1,7 @@
 """Pairs of a policy's own outputs, ordered by a reward: preference data without people.
 
-Several outputs are sampled for each prompt and judged, and a selector pairs them. It works for every
-modality, since the policy samples and the selector sees rewards alone.
+Several outputs are sampled for each prompt and judged, and a selector pairs them. It works for
+every modality, since the policy samples and the selector sees rewards alone.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ class Sampling:
         paired = self.settings.selector(group)
         if paired.pairs is None:
             raise ValueError(
-                f"the selector {type(self.settings.selector).__name__} makes no pairs; use one that "
-                "does, such as `type: best_worst`"
+                f"the selector {type(self.settings.selector).__name__} makes no pairs; use one "
+                "that does, such as `type: best_worst`"
             )
         rewards = group.reward.tolist()
         if len(paired.pairs) == 0:

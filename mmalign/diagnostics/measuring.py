@@ -1,4 +1,4 @@
-"""All measures of one policy, against the reference it was held to and the model it started from."""
+"""All measures of one policy, against its reference and the model it started from."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def diagnose(
         **displacement_metrics(found),
         **sample_metrics(policy, reference, pairs, start=start, settings=settings),
     }
-    layers = {}
+    layers: dict[str, dict[str, Measured]] = {}
     for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
         each = sparsity.compare_models(start.model, policy.model, dtype=dtype)
         whole = sparsity.total(each)
@@ -302,16 +302,12 @@ def rows_of(found: PairScores, *, beta: float) -> Iterator[dict[str, Any]]:
         yield dict(zip(columns, values, strict=True))
 
 
-def _drawn(
-    policy: Policy, pairs: Sequence[Preference], settings: Settings
-) -> Iterator[Trajectory]:
+def _drawn(policy: Policy, pairs: Sequence[Preference], settings: Settings) -> Iterator[Trajectory]:
     """One output of each pair's prompt; what is drawn depends on the pair's number alone."""
     size = settings.batch_size
     for start in tqdm(range(0, len(pairs), size), desc="sampling", leave=False):
         part = pairs[start : start + size]
-        generators = [
-            rng.generator(settings.seed, "diagnose", start + i) for i in range(len(part))
-        ]
+        generators = [rng.generator(settings.seed, "diagnose", start + i) for i in range(len(part))]
         prompts = [pair.prompt for pair in part]
         drawn = policy.sample(prompts, group_size=1, generators=generators)
         yield replace(drawn, log_probs=None)

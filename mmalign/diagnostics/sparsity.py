@@ -39,9 +39,7 @@ class Sparsity:
         return self.unchanged / self.total if self.total else 1.0
 
     def __add__(self, other: Sparsity) -> Sparsity:
-        return Sparsity(
-            unchanged=self.unchanged + other.unchanged, total=self.total + other.total
-        )
+        return Sparsity(unchanged=self.unchanged + other.unchanged, total=self.total + other.total)
 
 
 NOTHING = Sparsity(unchanged=0, total=0)
@@ -77,9 +75,7 @@ def tensor_sparsity(
         raise ValueError(f"shapes {tuple(before.shape)} and {tuple(after.shape)} differ")
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     difference = after.detach().to(dtype).to(wide) - before.detach().to(dtype).to(wide)
-    return Sparsity(
-        unchanged=int((difference.abs() <= tolerance).sum()), total=int(before.numel())
-    )
+    return Sparsity(unchanged=int((difference.abs() <= tolerance).sum()), total=int(before.numel()))
 
 
 def total(each: Mapping[str, Sparsity]) -> Sparsity:

@@ -13,6 +13,7 @@ from mmalign.objectives.dpo import DPO
 from mmalign.objectives.grpo import GRPO
 from mmalign.objectives.ipo import IPO
 from mmalign.objectives.kto import KTO, APOZeroUnpaired
+from mmalign.objectives.latent_em import LatentEM
 from mmalign.objectives.logic import Logic
 from mmalign.objectives.margin import (
     EXO,
@@ -61,6 +62,7 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
     "bco_pair": BCO,
     "kto": KTO,
     "apo_zero_unpaired": APOZeroUnpaired,
+    "latent_em": LatentEM,
     "logic": Logic,
 }
 
@@ -91,6 +93,7 @@ __all__ = [
     "DPOWithSFT",
     "DiscoPOP",
     "Hinge",
+    "LatentEM",
     "LengthNormalisedDPO",
     "Logic",
     "MaPO",

@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from mmalign.log import TIMING
 from mmalign.report.reading import COUNTERS, Record, RunRecord
@@ -104,6 +106,21 @@ def _metrics(metrics: Sequence[Record], names: Sequence[str]) -> str:
                   label=None if many else label)  # fmt: skip
         if many:
             axes.plot(*zip(*_smooth(thin), strict=True), color=colour, linewidth=1.6, label=label)
+    return _finished(figure, axes)
+
+
+def histogram(values: Mapping[str, NDArray[np.float64]], *, bins: int = 40) -> str:
+    """Histograms over each other as a ``data:`` URI: by name, the share of the values in each bin.
+
+    All have the bins of all values together; names without values are left out.
+    """
+    figure, axes = _figure()
+    given = {name: found for name, found in values.items() if len(found)}
+    edges = np.histogram_bin_edges(np.concatenate(list(given.values())), bins=bins)
+    for number, (name, found) in enumerate(given.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        weights = np.full(len(found), 1 / len(found))
+        axes.hist(found, bins=list(edges), weights=weights, color=colour, alpha=0.5, label=name)
     return _finished(figure, axes)
 
 

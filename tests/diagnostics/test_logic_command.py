@@ -10,7 +10,7 @@ import pytest
 from mmalign import cli
 
 RUN = """\
-policy: {type: text, model: tinyworld/text, max_new_tokens: 12, lora: {rank: 2}}
+policy: {type: text, model: tinyworld/text, max_new_tokens: 32, lora: {rank: 2}}
 objective:
   type: logic
   proposition: M(l) -> M(w)

@@ -36,14 +36,15 @@ def test_ranking_by_hand():
 
 
 def test_length_decides_between_sums_and_means():
-    """-6 over 6 steps against -4 over 2: the sum prefers the second, the mean (-1, -2) the first."""
+    """-6 over 6 steps and -4 over 2: the sum prefers the latter, the mean (-1, -2) the former."""
     given = (doubles(-6.0), doubles(-4.0), doubles(6.0), doubles(2.0))
     assert not ranking.ranked_right(*given).any()
     assert ranking.ranked_right(*given, normalised=True).all()
 
 
 @pytest.mark.parametrize(
-    ("difference", "right", "loss"), [(1.9, False, 0.602653), (2.0, True, 0.598139), (2.1, True, None)]
+    ("difference", "right", "loss"),
+    [(1.9, False, 0.602653), (2.0, True, 0.598139), (2.1, True, None)],
 )
 def test_difficulty_is_the_margin_that_is_needed(difference, right, loss):
     """Reference -12 and -10: difficulty 2, threshold -log sigmoid(0.2) = 0.598139 at beta 0.1. A

@@ -32,6 +32,7 @@ from mmalign.objectives import (
     DiscoPOP,
     DPOWithSFT,
     Hinge,
+    LatentEM,
     LengthNormalisedDPO,
     MaPO,
     RobustDPO,
@@ -72,6 +73,7 @@ TABLE = [
     BCO(beta=0.5),
     KTO(beta=0.5, desirable_weight=1.3, kl_point="matched"),
     APOZeroUnpaired(undesirable_weight=0.7),
+    LatentEM(beta=0.5),
     GRPO(),
     GRPO(aggregate="token", epsilon_high=0.28, drop_tied_groups=True),
     GRPO(aggregate="constant", max_length=10, scale="none"),
@@ -269,6 +271,8 @@ CHANGES = [
     (KTO, {"kl_point": "matched", "beta": 0.3}),
     (KTO, {"kl_point": "matched", "desirable_weight": 1.3}),
     (KTO, {"kl_point": "matched", "undesirable_weight": 1.3}),
+    (LatentEM, {"beta": 0.3}),
+    (LatentEM, {"reliability": 0.7}),
     (APOZeroUnpaired, {"beta": 0.3}),
     (APOZeroUnpaired, {"desirable_weight": 1.3}),
     (APOZeroUnpaired, {"undesirable_weight": 1.3}),
@@ -314,9 +318,10 @@ def test_no_setting_is_dead():
         for other in seen.setdefault(kind, []):
             assert other.shape != gradient.shape or (other - gradient).abs().max() > 1e-6, change
         seen[kind].append(gradient)
-    # "allow_bound" acts on what is admitted, not on the loss.
+    # "allow_bound" acts on what is admitted, not on the loss; "rate" and "lowest" on later batches.
     for kind in seen:
-        tried = {name for k, change in CHANGES if k is kind for name in change} | {"allow_bound"}
+        tried = {name for k, change in CHANGES if k is kind for name in change}
+        tried |= {"allow_bound", "rate", "lowest"}
         assert {f.name for f in fields(kind)} <= tried
 
 
@@ -347,6 +352,9 @@ def test_needs():
         (KTO, {"beta": 0.0}, "beta=0.0"),
         (KTO, {"desirable_weight": -1.0}, "desirable_weight=-1.0"),
         (KTO, {"kl_point": "none"}, "apo_zero_unpaired"),
+        (LatentEM, {"reliability": 1.0}, "reliability=1.0"),
+        (LatentEM, {"lowest": 0.95}, "lowest=0.95"),
+        (LatentEM, {"rate": 1.5}, "rate=1.5"),
         (APOZeroUnpaired, {"undesirable_weight": -1.0}, "undesirable_weight=-1.0"),
         (GRPO, {"epsilon": 0.0}, "epsilon=0.0"),
         (GRPO, {"beta": -0.1}, "beta=-0.1"),
@@ -373,7 +381,8 @@ def test_objectives_are_configurations(name):
     adapter = TypeAdapter(kind)
     built = adapter.validate_python({})
     assert built == kind() and isinstance(built, Objective)
+    wrong = {field.name: object() for field in fields(kind)}
     with pytest.raises(ValidationError):
-        adapter.validate_python({"beta": "much", "epsilon": "much"})
+        adapter.validate_python(wrong)
     with pytest.raises((AttributeError, TypeError)):
-        built.beta = 1.0
+        setattr(built, next(iter(wrong)), 1.0)

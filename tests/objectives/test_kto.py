@@ -147,9 +147,7 @@ def test_a_further_policy_needs_larger_rewards():
     """As z0 rises, desirable rows lose more and undesirable ones less."""
     log_ratio, label = doubles(0.3, 0.3), torch.tensor([True, False])
     points = [0.0, 0.1, 1.0, 10.0]
-    found = torch.stack(
-        [functional.kto(log_ratio, label, beta=0.5, kl_point=z) for z in points]
-    )
+    found = torch.stack([functional.kto(log_ratio, label, beta=0.5, kl_point=z) for z in points])
     rise = found.diff(dim=0)
     assert (rise[:, 0] > 0).all() and (rise[:, 1] < 0).all()
 

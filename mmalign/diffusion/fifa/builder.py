@@ -1,7 +1,7 @@
-"""FiFA: a small part of a large preference data set, chosen for what it can teach.
+"""FiFA (arXiv 2410.10166): a small part of a large preference data set, chosen for what it teaches.
 
-After "Scalable Ranked Preference Optimization / Filtering": arXiv 2410.10166 scores a pair by the margin of a proxy reward, the quality of
-its prompt as a language model sees it, and the variety that the prompt adds.
+A pair counts by the margin that a proxy reward sees between its sides, by the quality of its prompt
+as a language model sees it, and by the variety that its prompt adds.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mmalign import rng
 from mmalign.data.building import Candidate
 from mmalign.diffusion.fifa.choosing import REASONS, Choice, Components, choose, duplicates
-from mmalign.diffusion.fifa.embedding import TextEncoder
-from mmalign.diffusion.fifa.importance import Weights
-from mmalign.diffusion.fifa.measuring import log_distances_of, qualities
-from mmalign.diffusion.fifa.quality import ASKED, PROMPT, PromptRules
+from mmalign.diffusion.fifa.embedding import TextEncoder, embedded
+from mmalign.diffusion.fifa.entropy import log_distances, neighbour_distances
+from mmalign.diffusion.fifa.importance import Floats, Weights
+from mmalign.diffusion.fifa.quality import ASKED, PROMPT, PromptRules, ratings
+from mmalign.diffusion.fifa.remembering import store_of
 from mmalign.diffusion.fifa.reporting import write_report
-from mmalign.diffusion.fifa.scoring import Scored, scored, store_of
+from mmalign.diffusion.fifa.scoring import Scored, scored
 from mmalign.endpoint import Asker
 from mmalign.protocols import RewardModel
 from mmalign.run import DataSpec
@@ -129,49 +131,112 @@ class FiFA:
                 f"none of {len(data)} pairs is left to choose from: all are ties, copies or have a "
                 f"margin of at most min_margin={self.min_margin}"
             )
-        components = self._components(found, np.flatnonzero(dropped == 0), seed)
+        pool = np.flatnonzero(dropped == 0)
         wanted = self.wanted(len(data))
-        if wanted > int((dropped == 0).sum()):
-            _log.warning("%d pairs are wanted, and there are %d to choose from",
-                         wanted, int((dropped == 0).sum()))  # fmt: skip
-        choice = choose(
-            components,
-            found,
-            dropped,
-            weights=self.weights,
-            wanted=wanted,
-            per_prompt=self.per_prompt,
-            greedy=self.shortlist if self.selection == "greedy" else None,
-            k=self.neighbour,
-        )
-        made = Filtering(self, data=data, scored=found, choice=choice)
+        if wanted > len(pool):
+            _log.warning("%d pairs are wanted, and there are %d to choose from", wanted, len(pool))
+        with tempfile.TemporaryDirectory() as folder:
+            choice = choose(
+                self._components(found, pool, seed, Path(folder)),
+                found,
+                dropped,
+                weights=self.weights,
+                wanted=wanted,
+                per_prompt=self.per_prompt,
+                greedy_shortlist=self.shortlist if self.selection == "greedy" else None,
+                k=self.neighbour,
+            )
         if self.report is not None:
-            write_report(Path(self.report), made.data, found, choice, weights=self.weights)
-        return made
+            write_report(Path(self.report), data, found, choice)
+        return Filtering(self, data=data, scored=found, choice=choice)
 
     def _flaws(self, found: Scored) -> NDArray[np.int8]:
         """``[N]`` numbers of `REASONS`, 0 for the pairs to choose from."""
         dropped = np.zeros(len(found.key), np.int8)
         if self.min_margin is not None:
             dropped[found.margin <= self.min_margin] = REASONS.index("small margin")
-            dropped[(found.margin == 0) & (self.min_margin >= 0)] = REASONS.index("tie")
+            if self.min_margin >= 0:
+                dropped[found.margin == 0] = REASONS.index("tie")
         dropped[found.identical] = REASONS.index("identical sides")
         dropped[duplicates(found, dropped)] = REASONS.index("duplicate")
         return dropped
 
-    def _components(self, found: Scored, pool: NDArray[np.int64], seed: int) -> Components:
+    def _components(
+        self, found: Scored, pool: NDArray[np.int64], seed: int, folder: Path
+    ) -> Components:
+        """Of the prompts of the pool; their vectors are in a file in ``folder``."""
         used = np.unique(found.text[pool])
         texts = [found.texts[number] for number in used.tolist()]
-        quality = qualities(
-            texts,
-            rules=self.rules,
-            asker=self.asker,
-            question=self.question or ASKED,
-            store=None
-            if self.asker is None
-            else store_of(self.cache, f"quality {self.question or ASKED}", self.asker),
-            batch_size=self.batch_size,
+        vectors = embedded(texts, self.encoder, folder / "prompts.npy")
+        references = None
+        if self.references is not None and self.references < len(texts):
+            # By a draw for each text, so that the order of the data decides nothing.
+            drawn = np.array([rng.seed_of(seed, NAME, "references", text) for text in texts])
+            references = np.argsort(drawn, kind="stable")[: self.references].tolist()
+        distances = neighbour_distances(vectors, k=self.neighbour, references=references)
+        return Components(
+            texts=used,
+            quality=self._quality(texts),
+            log_distance=log_distances(distances),
+            vectors=vectors,
         )
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(self.cache or folder) / "prompts.npy"
-            file.parent.mkdir(parents=True, exist_ok=True)
+
+    def _quality(self, texts: Sequence[str]) -> Floats:
+        if self.asker is None:
+            return np.array([self.rules.score(text) for text in texts])
+        question = self.question or ASKED
+        store = store_of(self.cache, f"quality by {question!r}", self.asker)
+        return ratings(texts, self.asker, question, store=store, batch_size=self.batch_size)
+
+
+class Filtering:
+    """`FiFA` at work: everything is decided, and the rows are handed out.
+
+    Args:
+        settings: Of the builder.
+        data: The pairs.
+        scored: What the reward said of them.
+        choice: What becomes of them.
+    """
+
+    def __init__(
+        self, settings: FiFA, *, data: Sequence[Preference], scored: Scored, choice: Choice
+    ) -> None:
+        self.settings, self.data, self.scored, self.choice = settings, data, scored, choice
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def candidates(self, start: int = 0) -> Iterator[Candidate]:
+        """One candidate a row: the pair as it was, with the numbers behind the decision."""
+        for row in range(start, len(self)):
+            reason = REASONS[self.choice.reason[row]]
+            kept = reason == REASONS[0]
+            if kept or self.settings.dropped_pictures:
+                pair = self.data[row]
+            else:
+                # Not read again: there are hundreds of these for each one that is kept.
+                prompt = Prompt(content=self.scored.texts[self.scored.text[row]])
+                pair = Preference(prompt=prompt, chosen="", rejected="")
+            yield Candidate(
+                preference=self._noted(pair, row), row=row, dropped=None if kept else reason
+            )
+
+    def _noted(self, pair: Preference, row: int) -> Preference:
+        choice, pool = self.choice, bool(self.choice.rank[row])
+        meta: dict[str, Any] = {"builder": NAME, "row": row}
+        if self.settings.reward is not None:
+            chosen, rejected = self.scored.scores[row].tolist()
+            meta |= {"chosen_reward": chosen, "rejected_reward": rejected}
+        if pool:
+            meta |= {
+                "quality": float(choice.quality[row]),
+                "entropy": float(choice.entropy[row]),
+                "score": float(choice.importance[row]),
+                "rank": int(choice.rank[row]),
+            }
+        given = {**pair.prompt.meta, **pair.meta}
+        before = {key: given[key] for key in meta if key in given}
+        if before:
+            meta[BEFORE] = before
+        return replace(pair, margin=float(self.scored.margin[row]), meta={**pair.meta, **meta})

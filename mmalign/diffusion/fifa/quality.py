@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mmalign.diffusion.fifa.importance import Floats
+from mmalign.diffusion.fifa.remembering import remembered
 from mmalign.endpoint import Asker, Question
+from mmalign.fingerprints import content_key
+from mmalign.store import TensorStore
 
 PROMPT = "{prompt}"
 LOWEST, HIGHEST = 1, 10
@@ -20,6 +30,7 @@ ASKED = (
     "and nothing else."
 )
 """Our own wording and scale: the paper's were not found."""
+_log = logging.getLogger(__name__)
 _NUMBER = re.compile(r"(?<![\w.,-])\d+(?:\.\d+)?(?![\w,]|\.\d)")
 _OUT_OF = re.compile(r"\s*(?:/|out of)\s*10\b")
 
@@ -80,3 +91,51 @@ def rating(reply: str) -> float:
         return math.nan
     (found,) = numbers
     return found if LOWEST <= found <= HIGHEST else math.nan
+
+
+def ratings(
+    texts: Sequence[str],
+    asker: Asker,
+    template: str,
+    *,
+    store: TensorStore | None,
+    batch_size: int,
+) -> Floats:
+    """``[M]`` what a language model says of the prompts; unreadable replies get the median.
+
+    Args:
+        texts: M different prompts.
+        asker: The model.
+        template: What it is asked, `PROMPT` standing for the prompt.
+        store: Where ratings are kept, unreadable ones among them, or None.
+        batch_size: Prompts asked about at a time.
+
+    Raises:
+        ValueError: No reply at all held a number.
+    """
+    found: list[Tensor] = []
+    for start in tqdm(range(0, len(texts), batch_size), desc="rating", unit="batch"):
+        part = texts[start : start + batch_size]
+
+        def compute(missing: Sequence[int], part: Sequence[str] = part) -> Tensor:
+            return torch.tensor(asked([part[i] for i in missing], asker, template))
+
+        found += remembered([content_key(text) for text in part], store, compute)
+    if store is not None:
+        store.flush()
+    values = np.array([float(value) for value in found])
+    unread = np.isnan(values)
+    if unread.all():
+        raise ValueError(
+            f"none of {len(texts)} replies about the quality of prompts holds one number from "
+            f"{LOWEST} to {HIGHEST}; change `question` or the asker"
+        )
+    if unread.any():
+        median = float(np.median(values[~unread]))
+        _log.warning(
+            "%d of %d replies about the quality of prompts hold no single number from %d to %d; "
+            "they are given the median, %g",
+            int(unread.sum()), len(texts), LOWEST, HIGHEST, median,
+        )  # fmt: skip
+        values[unread] = median
+    return values

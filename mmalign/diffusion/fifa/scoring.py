@@ -7,9 +7,8 @@ share it. With a store nothing is asked twice, also by a later construction.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, is_dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,15 +18,14 @@ from tqdm import tqdm
 
 from mmalign.data.images import to_rgb
 from mmalign.diffusion.fifa.importance import Floats
+from mmalign.diffusion.fifa.remembering import remembered
 from mmalign.diffusion.fifa.selection import Integers, Keys
 from mmalign.evaluation import text_of
-from mmalign.fingerprints import code_versions, content_key
+from mmalign.fingerprints import content_key
 from mmalign.protocols import RewardModel
 from mmalign.rewards import judged
 from mmalign.store import TensorStore
 from mmalign.types import Output, Preference, Prompt
-
-VALUE = "value"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,51 +55,6 @@ class Scored:
         return found
 
 
-def store_of(folder: str | None, what: str, asked: object) -> TensorStore | None:
-    """Where the answers of ``asked`` are kept; None for nowhere.
-
-    Args:
-        folder: The root of the stores, or None.
-        what: What is kept.
-        asked: A reward or an asker; its settings are part of the store's address.
-
-    Raises:
-        ValueError: Its settings cannot be told, so that another one's answers might be found.
-    """
-    if folder is None:
-        return None
-    if not is_dataclass(asked):
-        raise ValueError(
-            f"cache={folder!r} needs a dataclass whose fields are its settings, and "
-            f"{type(asked).__name__} is none; leave out the cache"
-        )
-    parts = {"kind": f"fifa {what}", "asked": repr(asked), "code": code_versions()}
-    return TensorStore(Path(folder), parts)
-
-
-def remembered(
-    keys: Sequence[str],
-    store: TensorStore | None,
-    compute: Callable[[Sequence[int]], Tensor],
-) -> list[Tensor]:
-    """The value of each key: from the store, or computed and put there.
-
-    Args:
-        keys: Of the values.
-        store: None to compute all.
-        compute: From positions in ``keys`` to a tensor whose first axis they are.
-    """
-    found = {i: store.get(key) for i, key in enumerate(keys)} if store is not None else {}
-    values = {i: entry[VALUE] for i, entry in found.items() if entry is not None}
-    missing = [i for i in range(len(keys)) if i not in values]
-    if missing:
-        for i, value in zip(missing, compute(missing), strict=True):
-            values[i] = value
-            if store is not None:
-                store.add(keys[i], {VALUE: value})
-    return [values[i] for i in range(len(keys))]
-
-
 def scored(
     data: Sequence[Preference],
     reward: RewardModel | None,
@@ -125,6 +78,7 @@ def scored(
     text, pair, key = np.zeros(total, np.int64), np.zeros(total, np.uint64), np.zeros(total, "u8")
     identical = np.zeros(total, bool)
     numbers: dict[str, int] = {}
+    reader = _Judge(reward=reward, store=store)
     with tqdm(total=total, desc="judging", unit="pair") as bar:
         for start in range(0, total, batch_size):
             rows = range(start, min(start + batch_size, total))
@@ -136,15 +90,7 @@ def scored(
                 pair[row] = _number([asked, *sorted((chosen, rejected))])
                 key[row] = _number([asked, chosen, rejected])
                 identical[row] = chosen == rejected and one.rejected_prompt is None
-            if reward is None:
-                scores[start : rows.stop] = [_recorded(p, r) for p, r in zip(pairs, rows, strict=True)]
-            else:
-                keys = [
-                    content_key([_asked(p), dict(p.prompt.meta), *s])
-                    for p, s in zip(pairs, sides, strict=True)
-                ]
-                judge = _Judge(reward=reward, pairs=pairs)
-                scores[start : rows.stop] = torch.stack(remembered(keys, store, judge)).numpy()
+            scores[start : rows.stop] = reader.scores(pairs, sides, start)
             bar.update(len(rows))
     if store is not None:
         store.flush()
@@ -155,15 +101,34 @@ def scored(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Judge:
-    """Judges some of a few pairs: ``[M, 2]`` rewards of chosen and rejected."""
+    """Says what both sides of pairs earn.
 
-    reward: RewardModel
-    pairs: Sequence[Preference]
+    Attributes:
+        reward: Judges; None to take the pairs' own margins.
+        store: Where its judgements are kept, or None.
+    """
 
-    def __call__(self, positions: Sequence[int]) -> Tensor:
+    reward: RewardModel | None
+    store: TensorStore | None
+
+    def scores(
+        self, pairs: Sequence[Preference], sides: Sequence[tuple[str, str]], start: int
+    ) -> Floats:
+        """``[B, 2]`` of chosen and rejected; ``sides`` are hashes of both outputs."""
+        if self.reward is None:
+            return np.array([_recorded(pair, start + i) for i, pair in enumerate(pairs)])
+        keys = [
+            content_key([_asked(pair), dict(pair.prompt.meta), *both])
+            for pair, both in zip(pairs, sides, strict=True)
+        ]
+        found = remembered(keys, self.store, lambda missing: self._judged(pairs, missing))
+        return torch.stack(found).numpy().astype(np.float64)
+
+    def _judged(self, pairs: Sequence[Preference], positions: Sequence[int]) -> Tensor:
+        assert self.reward is not None
         prompts: list[Prompt] = []
         outputs: list[Output] = []
-        for one in (self.pairs[i] for i in positions):
+        for one in (pairs[i] for i in positions):
             prompts += [one.prompt, one.rejected_prompt or one.prompt]
             outputs += [one.chosen, one.rejected]
         values = judged(self.reward, prompts, outputs)

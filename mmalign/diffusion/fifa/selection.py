@@ -79,4 +79,3 @@ def greedy(
         squares[text == text[best]] = 0.0
         nearest = np.sort(np.column_stack([nearest, squares]), axis=1)[:, :k]
     return np.array(taken, dtype=np.int64)
-

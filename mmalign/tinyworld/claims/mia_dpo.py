@@ -38,9 +38,6 @@ def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
             seed=seed,
             overrides=[
                 f"source.data={{type: file, path: {file}}}",
-                "training.steps=120",
-                "training.learning_rate=5e-4",
-                "training.schedule=cosine",
                 "policy.max_new_tokens=8",
             ],
         )
