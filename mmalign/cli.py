@@ -161,7 +161,8 @@ def evaluate(
 
     Without --on, the config's judges score samples of its held-out prompts. With it, the model
     answers a benchmark's questions; KEY=VALUE sets the benchmark where KEY begins with
-    "on.", as in on.images=val2014. With --answers there is no FILE.
+    "on.", as in on.images=val2014. With --answers there is no FILE. With --diagnose, nothing is
+    judged: see docs/guides/diagnostics.md.
     """
     from mmalign.benchmarks import AnswerDrawing
     from mmalign.commands import benchmarking, sampling

@@ -97,8 +97,10 @@ class PreferenceSource:
         prompts: list[Prompt] = []
         outputs: list[list[Output]] = []
         generators: list[torch.Generator] = []
+        metas: list[Mapping[str, Any]] = []
         for epoch, number in chosen:
             pair = self.data[number]
+            metas.append(pair.meta)
             key = (self.seed, "encode", 0 if self.spec.fixed_noise else epoch, number)
             for prompt, sides in _sides(pair):
                 prompts.append(prompt)
@@ -111,26 +113,10 @@ class PreferenceSource:
             trajectory=trajectory,
             group=torch.arange(count).repeat_interleave(2),
             reward=torch.tensor([1.0, 0.0]).repeat(count),
-            annotator=self._annotators([number for _, number in chosen]),
+            annotator=annotators(metas, column=self.spec.annotator),
             weight=trajectory.mask.float(),
             pairs=torch.arange(2 * count).view(count, 2),
         ).to(trajectory.mask.device)
-
-    def _annotators(self, numbers: Sequence[int]) -> Tensor | None:
-        """``[2 N]`` numbers of the annotators of these pairs, once for each side."""
-        column = self.spec.annotator
-        if column is None:
-            return None
-        found = []
-        for number in numbers:
-            meta = self.data[number].meta
-            if meta.get(column) is None:
-                raise ValueError(
-                    f"pair {number} of the source has no {column!r} (`annotator`), only "
-                    f"{sorted(meta)}; fill it in, or leave `annotator` unset"
-                )
-            found.append(zlib.crc32(str(meta[column]).encode()))
-        return torch.tensor(found).repeat_interleave(2)
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and position."""
@@ -297,6 +283,26 @@ def weightless(batch: Batch) -> Batch:
     assert batch.pairs is not None
     nothing = torch.zeros(len(batch.pairs), device=batch.group.device)
     return replace(batch, coefficient=nothing, weight=torch.zeros_like(batch.weight))
+
+
+def annotators(metas: Sequence[Mapping[str, Any]], *, column: str | None) -> Tensor | None:
+    """``[2 N]`` int64: a number for whoever judged each pair, once for each side.
+
+    A number is a function of the name alone, so that every process and every run has the same.
+
+    Raises:
+        ValueError: A pair does not say who judged it.
+    """
+    if column is None:
+        return None
+    for meta in metas:
+        if meta.get(column) is None:
+            raise ValueError(
+                f"a pair has no {column!r} (`annotator` of the source), only {sorted(meta)}; fill "
+                "it in, or leave `annotator` unset"
+            )
+    found = [zlib.crc32(str(meta[column]).encode()) for meta in metas]
+    return torch.tensor(found, dtype=torch.int64).repeat_interleave(2)
 
 
 def _sides(pair: Preference) -> list[tuple[Prompt, list[Output]]]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from mmalign import functional
 from mmalign.objectives.pair import PairObjective
 
@@ -21,13 +19,8 @@ class NCA(PairObjective):
         2402.05369.
     """
 
+    function = staticmethod(functional.nca_pair)
     beta: float = 0.01
-
-    def formula(
-        self, s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor
-    ) -> Tensor:
-        """``[N]``; 2 log 2 at the reference."""
-        return functional.nca_pair(s_w, s_l, ref_s_w, ref_s_l, n_w, n_l, beta=self.beta)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +34,8 @@ class APOZero(PairObjective):
         2408.06266.
     """
 
+    function = staticmethod(functional.apo_zero)
     beta: float = 0.1
-
-    def formula(
-        self, s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor
-    ) -> Tensor:
-        """``[N]``; 1 at the reference."""
-        return functional.apo_zero(s_w, s_l, ref_s_w, ref_s_l, n_w, n_l, beta=self.beta)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +51,8 @@ class APODown(PairObjective):
         2408.06266.
     """
 
+    function = staticmethod(functional.apo_down)
     beta: float = 0.1
-
-    def formula(
-        self, s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor
-    ) -> Tensor:
-        """``[N]``; 1 at the reference."""
-        return functional.apo_down(s_w, s_l, ref_s_w, ref_s_l, n_w, n_l, beta=self.beta)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +66,5 @@ class SPPO(PairObjective):
         2405.00675.
     """
 
+    function = staticmethod(functional.sppo_hard)
     beta: float = 0.001
-
-    def formula(
-        self, s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor
-    ) -> Tensor:
-        """``[N]`` squared nats; ``1 / (2 beta^2)`` at the reference."""
-        return functional.sppo_hard(s_w, s_l, ref_s_w, ref_s_l, n_w, n_l, beta=self.beta)

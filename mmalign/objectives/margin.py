@@ -27,19 +27,13 @@ class ConservativeDPO(PairObjective):
         2305.18290 and its authors' note on noisy labels.
     """
 
+    function = staticmethod(functional.cdpo_smoothing)
     beta: float = 0.1
     label_smoothing: float = 0.1
 
     def __post_init__(self) -> None:
         PairObjective.__post_init__(self)
         require_smoothing(self.label_smoothing, "cdpo_smoothing")
-
-    def formula(
-        self, s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor
-    ) -> Tensor:
-        """``[N]``; log 2 at the reference."""
-        six = (s_w, s_l, ref_s_w, ref_s_l, n_w, n_l)
-        return functional.cdpo_smoothing(*six, beta=self.beta, label_smoothing=self.label_smoothing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +50,7 @@ class RobustDPO(PairObjective):
         2403.00409.
     """
 
+    function = staticmethod(functional.rdpo)
     beta: float = 0.1
     label_smoothing: float = 0.1
 
@@ -66,13 +61,6 @@ class RobustDPO(PairObjective):
                 f"label_smoothing={self.label_smoothing} does not suit rdpo: it is the share of "
                 "flipped labels, at least 0 and below 0.5"
             )
-
-    def formula(
-        self, s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor
-    ) -> Tensor:
-        """``[N]``; log 2 at the reference."""
-        six = (s_w, s_l, ref_s_w, ref_s_l, n_w, n_l)
-        return functional.rdpo(*six, beta=self.beta, label_smoothing=self.label_smoothing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,14 +74,9 @@ class LengthNormalisedDPO(PairObjective):
         2411.15124, whose configs use 5.
     """
 
+    function = staticmethod(functional.ln_dpo)
     reduction: ClassVar[Reduction] = "mean"
     beta: float = 5.0
-
-    def formula(
-        self, s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor
-    ) -> Tensor:
-        """``[N]``; log 2 at the reference."""
-        return functional.ln_dpo(s_w, s_l, ref_s_w, ref_s_l, n_w, n_l, beta=self.beta)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,13 +90,8 @@ class Hinge(PairObjective):
         2305.10425 (SLiC-HF), 2309.06657 (RSO).
     """
 
+    function = staticmethod(functional.hinge)
     beta: float = 0.05
-
-    def formula(
-        self, s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor
-    ) -> Tensor:
-        """``[N]``; 1 at the reference."""
-        return functional.hinge(s_w, s_l, ref_s_w, ref_s_l, n_w, n_l, beta=self.beta)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +106,7 @@ class EXO(PairObjective):
         2402.00856.
     """
 
+    function = staticmethod(functional.exo_pair)
     beta: float = 0.1
     label_smoothing: float = 1e-3
 
@@ -138,13 +117,6 @@ class EXO(PairObjective):
                 f"label_smoothing={self.label_smoothing} does not suit exo_pair, which takes its "
                 "logarithm: above 0 and at most 0.5; 1e-3 is usual"
             )
-
-    def formula(
-        self, s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor
-    ) -> Tensor:
-        """``[N]``; ``-log 2 - log(e (1 - e)) / 2`` at the reference."""
-        six = (s_w, s_l, ref_s_w, ref_s_l, n_w, n_l)
-        return functional.exo_pair(*six, beta=self.beta, label_smoothing=self.label_smoothing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +131,7 @@ class DiscoPOP(PairObjective):
         2406.08414.
     """
 
+    function = staticmethod(functional.discopop)
     beta: float = 0.05
     tau: float = 0.05
 
@@ -166,13 +139,6 @@ class DiscoPOP(PairObjective):
         PairObjective.__post_init__(self)
         if self.tau <= 0:
             raise ValueError(f"tau={self.tau} is the width of discopop's blend; use more than 0")
-
-    def formula(
-        self, s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor
-    ) -> Tensor:
-        """``[N]``; (log 2 + 1) / 2 at the reference."""
-        six = (s_w, s_l, ref_s_w, ref_s_l, n_w, n_l)
-        return functional.discopop(*six, beta=self.beta, tau=self.tau)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,16 +154,10 @@ class FDPO(PairObjective):
         2309.16240.
     """
 
+    function = staticmethod(functional.f_dpo)
     beta: float = 0.1
     divergence: Divergence = "forward_kl"
     alpha: float = 0.5
-
-    def formula(
-        self, s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor
-    ) -> Tensor:
-        """``[N]``; log 2 at the reference."""
-        six = (s_w, s_l, ref_s_w, ref_s_l, n_w, n_l)
-        return functional.f_dpo(*six, beta=self.beta, divergence=self.divergence, alpha=self.alpha)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

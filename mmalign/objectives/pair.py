@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -14,10 +15,12 @@ from mmalign.types import Additive, Batch, Loss, Scores
 Reduction = Literal["sum", "mean"]
 
 
-class PairObjective(ABC):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairObjective:
     """An objective that is a formula of pairs; each below is a frozen dataclass of its settings.
 
     Attributes:
+        function: The formula, of `mmalign.functional`, which takes the fields as arguments.
         reads_reference: Whether the formula has the reference's log-probs in it.
         reduction: Whether the formula compares sums of log-probs over steps or means, which says
             what size of beta makes sense: 0.01 to 1 for sums of nats, 1 to 10 for means.
@@ -25,9 +28,8 @@ class PairObjective(ABC):
             "bound" where it takes it for minus one half of a mean squared error.
     """
 
-    __slots__ = ()
-
     beta: float
+    function: ClassVar[Callable[..., Tensor]]
     reads_reference: ClassVar[bool] = True
     reduction: ClassVar[Reduction] = "sum"
     likelihood: ClassVar[Likelihood | None] = None
@@ -52,11 +54,15 @@ class PairObjective(ABC):
         reference = {"reference"} if self.reads_reference else set()
         return frozenset(reference | ({self.likelihood} if self.likelihood else set()))
 
-    @abstractmethod
     def formula(
         self, s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor
     ) -> Tensor:
-        """``[N]`` losses; the arguments are described in `mmalign.functional.logistic`."""
+        """``[N]`` losses: `function` under these settings, whose names are its arguments' names.
+
+        The tensors are described in `mmalign.functional.logistic`.
+        """
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        return self.function(s_w, s_l, ref_s_w, ref_s_l, n_w, n_l, **settings)
 
     def credit(self, batch: Batch) -> Batch:
         """Pairs and their number (see `pairwise.credit`)."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from mmalign import functional
 from mmalign.functional.logistic import require_smoothing
 from mmalign.objectives.pair import PairObjective, Reduction
@@ -27,6 +25,7 @@ class SimPO(PairObjective):
         2405.14734.
     """
 
+    function = staticmethod(functional.simpo)
     reads_reference: ClassVar[bool] = False
     reduction: ClassVar[Reduction] = "mean"
     beta: float = 2.5
@@ -36,15 +35,6 @@ class SimPO(PairObjective):
     def __post_init__(self) -> None:
         PairObjective.__post_init__(self)
         require_smoothing(self.label_smoothing, "simpo")
-
-    def formula(
-        self, s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor
-    ) -> Tensor:
-        """``[N]``; ``log(1 + exp(gamma))`` where both sides are equally likely a step."""
-        six = (s_w, s_l, None, None, n_w, n_l)
-        return functional.simpo(
-            *six, beta=self.beta, gamma=self.gamma, label_smoothing=self.label_smoothing
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,18 +50,12 @@ class AlphaPO(PairObjective):
         2501.03884.
     """
 
+    function = staticmethod(functional.alphapo)
     reads_reference: ClassVar[bool] = False
     reduction: ClassVar[Reduction] = "mean"
     beta: float = 2.5
     gamma: float = 0.1
     alpha: float = 0.25
-
-    def formula(
-        self, s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor
-    ) -> Tensor:
-        """``[N]``; ``log(1 + exp(gamma))`` where both sides are equally likely a step."""
-        six = (s_w, s_l, None, None, n_w, n_l)
-        return functional.alphapo(*six, beta=self.beta, gamma=self.gamma, alpha=self.alpha)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,16 +70,10 @@ class CPO(PairObjective):
         2401.08417.
     """
 
+    function = staticmethod(functional.cpo)
     reads_reference: ClassVar[bool] = False
     beta: float = 0.1
     nll_coefficient: float = 1.0
-
-    def formula(
-        self, s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor
-    ) -> Tensor:
-        """``[N]``; log 2 plus the likelihood term where both sides are equally likely."""
-        six = (s_w, s_l, None, None, n_w, n_l)
-        return functional.cpo(*six, beta=self.beta, nll_coefficient=self.nll_coefficient)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,15 +90,10 @@ class ORPO(PairObjective):
         2403.07691.
     """
 
+    function = staticmethod(functional.orpo)
     reads_reference: ClassVar[bool] = False
     likelihood: ClassVar[Likelihood | None] = "exact"
     beta: float = 0.1
-
-    def formula(
-        self, s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor
-    ) -> Tensor:
-        """``[N]``; the chosen side's NLL plus ``beta log 2`` where both are equally likely."""
-        return functional.orpo(s_w, s_l, None, None, n_w, n_l, beta=self.beta)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,15 +111,9 @@ class MaPO(PairObjective):
         2406.06424.
     """
 
+    function = staticmethod(functional.mapo)
     reads_reference: ClassVar[bool] = False
     likelihood: ClassVar[Likelihood | None] = "bound"
     beta: float = 0.1
     snr: float = 0.5
     scale: float = 1000.0
-
-    def formula(
-        self, s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor
-    ) -> Tensor:
-        """``[N]``; the chosen error plus ``beta log 2`` where both errors are equal."""
-        six = (s_w, s_l, None, None, n_w, n_l)
-        return functional.mapo(*six, beta=self.beta, snr=self.snr, scale=self.scale)

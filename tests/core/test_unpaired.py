@@ -15,10 +15,11 @@ from core_parts import offline, tensors_of, trace, training
 
 from mmalign.data.files import File
 from mmalign.data.several import Several
-from mmalign.objectives import AOT, BCO, KTO, AOTUnpaired
+from mmalign.objectives import AOT, BCO, KTO, AOTUnpaired, LatentEM
 from mmalign.policy import Policy
 from mmalign.protocols import Objective
 from mmalign.run import Run
+from mmalign.sources import Mixed, Preferences
 from mmalign.text import TextPolicy
 from mmalign.tinyworld.data import TinyWorld
 from mmalign.unpaired import FromPairs, Unpaired, labels_of
@@ -230,11 +231,12 @@ def test_an_odd_balance_is_said_when_a_run_is_built(
     assert "3 desirable and 3 undesirable outputs weigh 6 to 3" in caplog.text
 
 
-def test_a_stopped_run_goes_on(model: str, tmp_path: Path) -> None:
-    """KTO with two updates a batch, stopped in the middle of one: the same weights in the end."""
+@pytest.mark.parametrize("objective", [KTO(beta=0.5), LatentEM()], ids=["kto", "latent_em"])
+def test_a_stopped_run_goes_on(objective: Objective, model: str, tmp_path: Path) -> None:
+    """Two updates a batch, stopped in the middle of one: the same weights and memory in the end."""
 
     def made(folder: str) -> Run:
-        run = coupled_run(KTO(beta=0.5), model, tmp_path / folder)
+        run = coupled_run(objective, model, tmp_path / folder)
         return training(run, updates_per_batch=2, steps=4, checkpoint_every=1)
 
     whole = made("whole").build()
@@ -246,3 +248,28 @@ def test_a_stopped_run_goes_on(model: str, tmp_path: Path) -> None:
     second = made("stopped").build()
     second.train(resume=True)
     assert core_parts.same(tensors_of(second), tensors_of(whole))
+    assert second.progress.memory == whole.progress.memory
+    if isinstance(objective, LatentEM):
+        assert whole.progress.memory["0"] != 0.9
+
+
+def test_annotators_come_from_a_column(policy: Policy, tmp_path: Path) -> None:
+    """One number a name, the same for both sides; a pair without one is an error."""
+    rows = [
+        {"prompt": f"2 + {i}", "chosen": f"{2 + i}", "rejected": "no", "by": by}
+        for i, by in enumerate(("Ann", "Bob", "Ann"))
+    ]
+    path = tmp_path / "judged.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    spec = Preferences(data=File(path=str(path)), batch_size=3, shuffle=False, annotator="by")
+    found = next(iter(spec.build(policy, seed=0))).annotator
+    assert found is not None
+    ann, bob = found[0], found[2]
+    assert found.tolist() == [ann, ann, bob, bob, ann, ann] and ann != bob
+    unnamed = next(iter(replace(spec, annotator=None).build(policy, seed=0)))
+    assert unnamed.annotator is None
+    with pytest.raises(ValueError, match=r"no 'who'.*only \['by'\]"):
+        next(iter(replace(spec, annotator="who").build(policy, seed=0)))
+    mixed = Mixed(parts=(spec, replace(spec, annotator=None)))
+    with pytest.raises(ValueError, match="on every part or on none"):
+        next(iter(mixed.build(policy, seed=0)))

@@ -26,6 +26,7 @@ from mmalign.diagnostics.measuring import (
     displacement_metrics,
     ranking_metrics,
     rows_of,
+    sample_metrics,
     score_pairs,
 )
 from mmalign.diffusion import DiffusionPolicy
@@ -192,6 +193,15 @@ def test_a_bound_has_no_samples_to_speak_of() -> None:
     value = values_of(report)
     assert value["displacement/margin"] == 0.0 and value["sparsity/float32"] == 1.0
     assert not any(name.startswith(("kl/", "top_k/")) for name in value)
+
+
+def test_steps_that_are_no_symbols_have_a_kl_alone() -> None:
+    policy = DiffusionPolicy(model="tinyworld/diffusion", likelihood="path", steps=3).load()
+    pairs = list(TinyWorld(task="draw", size=2).preferences())
+    reference = Frozen().build(policy)
+    found = sample_metrics(policy, reference, pairs, start=policy, settings=SETTINGS)
+    value = {name: measured.value for name, measured in found.items()}
+    assert value == {"kl/k1": 0.0, "kl/k1_per_step": 0.0, "samples/steps": 3.0}
 
 
 def test_which_beta_a_difficulty_is_stated_in(tmp_path: Path) -> None:

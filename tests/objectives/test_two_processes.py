@@ -1,6 +1,7 @@
 """Two gloo processes with a part of the rows each give the credit and the gradient of one process
 with all of them."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from mmalign.objectives import AOT, BCO, GRPO, KTO, PPO, AOTUnpaired
+from mmalign.objectives import AOT, BCO, GRPO, KTO, PPO, AOTUnpaired, LatentEM
 from mmalign.protocols import Objective
 from tests import tabular
 
@@ -68,6 +69,20 @@ def compared(name: str, rows: list[int]) -> dict[str, torch.Tensor]:
     }
 
 
+def learned(rows: list[int]) -> dict[str, torch.Tensor]:
+    """What two batches teach about two annotators."""
+    batch = tabular.batch(REWARDS, seed=SEED)
+    batch = replace(batch, annotator=torch.tensor([1, 1, 1, 2, 2, 1, 1, 2, 2]))
+    batch = tabular.scored(
+        batch, reference=tabular.Tabular(seed=1), behaviour=tabular.Tabular(seed=2)
+    )
+    batch = LatentEM().credit(batch.rows(torch.tensor(rows)))
+    memory: Mapping[str, float] = {}
+    for _ in range(2):
+        batch, memory = LatentEM().remember(batch, memory)
+    return {key: torch.tensor(value) for key, value in memory.items()}
+
+
 def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", 2)
@@ -76,6 +91,7 @@ def worker(rank: int, folder: str) -> None:
         save_file(credited(name, SHARES[rank]), f"{folder}/{name}-{rank}.safetensors")
     for name in COUPLED:
         save_file(compared(name, SHARES[rank]), f"{folder}/{name}-{rank}.safetensors")
+    save_file(learned(SHARES[rank]), f"{folder}/learned-{rank}.safetensors")
     # One process without a pair: it must neither wait for ever nor change the other's statistic.
     tied_or_not = [[5, 6], [0, 1, 2]][rank]
     save_file(compared("aot", tied_or_not), f"{folder}/alone-{rank}.safetensors")
@@ -121,3 +137,12 @@ def test_a_process_without_pairs_takes_part(folder):
     assert float(parts[0]["denominator"]) == 0.0 == float(parts[0]["gradient"].abs().max())
     torch.testing.assert_close(parts[1]["anchor"], whole["anchor"], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(parts[1]["gradient"], whole["gradient"], rtol=1e-12, atol=1e-12)
+
+
+def test_both_processes_learn_the_same_of_the_annotators(folder):
+    """The first process has pairs of annotator 1 alone and learns of annotator 2 all the same."""
+    whole = learned([*range(9)])
+    assert whole.keys() == {"1", "2"} and learned(SHARES[0]).keys() == {"1"}
+    for rank in range(2):
+        found = load_file(folder / f"learned-{rank}.safetensors")
+        torch.testing.assert_close(found, whole, rtol=1e-6, atol=1e-6)

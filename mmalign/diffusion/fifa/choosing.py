@@ -116,8 +116,8 @@ def choose(
             place[listed],
             count=wanted,
             k=k,
-            weight=weights.diversity,
-            scale=scales[2],
+            # In the unit of the importance; a nat where all distances of the pool are equal.
+            weight=weights.diversity / (scales[2].deviation or 1.0),
             per_prompt=per_prompt,
         )
         taken = listed[numbers]

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+SAME = 1e-6
+"""Values of a pool that differ by no more than this share are equal: the rounding of float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,7 @@ def scale_of(pool: Floats, clip: tuple[float, float]) -> Scale:
     assert len(pool)
     low, high = (float(value) for value in np.quantile(pool, clip))
     clipped = np.clip(pool, low, high)
-    # Equal values may have a mean that is off by a bit, and a deviation of 1e-17.
-    deviation = 0.0 if low == high else float(clipped.std())
+    # What differs by rounding alone must not be blown up to a component like the others.
+    equal = high - low <= SAME * max(abs(low), abs(high))
+    deviation = 0.0 if equal else float(clipped.std())
     return Scale(low=low, high=high, mean=float(clipped.mean()), deviation=deviation)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from mmalign.diffusion.fifa.embedding import Vectors
 from mmalign.diffusion.fifa.entropy import log_distances
-from mmalign.diffusion.fifa.importance import Floats, Scale
+from mmalign.diffusion.fifa.importance import Floats
 
 Integers = NDArray[np.int64]
 Keys = NDArray[np.uint64]
@@ -39,13 +39,14 @@ def first_of_each(order: Integers, group: NDArray[np.generic], *, most: int) -> 
 
 def greedy(
     base: Floats, vectors: Vectors, text: Integers, *, count: int, k: int, weight: float,
-    scale: Scale, per_prompt: int,
+    per_prompt: int,
 ) -> Integers:  # fmt: skip
     """Take pairs one by one, each time the one that adds most to what is taken already.
 
-    What a pair adds is ``base + weight z(log(distance + 1e-8))``, where the distance is that to the
+    What a pair adds is ``base + weight log(distance + 1e-8)``, where the distance is that to the
     ``k``-th nearest text taken (the farthest while fewer are). The first is the one of largest
-    ``base``.
+    ``base``. Distances to the few that are taken are larger than those within the pool, so they are
+    not clipped as those are.
 
     Args:
         base: ``[N]`` what a pair is worth by itself, in order of preference among equals.
@@ -53,8 +54,7 @@ def greedy(
         text: ``[N]`` number of each pair's text.
         count: How many to take.
         k: Which neighbour.
-        weight: Of the distances.
-        scale: Standardises their logarithms.
+        weight: Of a nat of the logarithm.
         per_prompt: Most pairs of one text.
 
     Returns:
@@ -67,7 +67,7 @@ def greedy(
     times: Counter[int] = Counter()
     for _ in tqdm(range(min(count, len(base))), desc="selecting", unit="pair", leave=False):
         known = min(len(taken), k)
-        added = weight * scale(log_distances(np.sqrt(nearest[:, known - 1]))) if known else 0.0
+        added = weight * log_distances(np.sqrt(nearest[:, known - 1])) if known else 0.0
         best = int(np.argmax(worth + added))
         if worth[best] == -np.inf:
             break
