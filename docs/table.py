@@ -71,7 +71,7 @@ ROWS: list[tuple[str, str, Objective]] = [
     ("cdpo, rdpo, ln_dpo, hinge, exo, discopop, f_dpo, ld_dpo, dpo_sft", OFFLINE, RobustDPO()),
     ("nca, apo_zero, apo_down, sppo", OFFLINE, NCA()),
     ("simpo, alphapo, cpo", OFFLINE, SimPO()),
-    ("orpo", OFFLINE, ORPO()),
+    ("orpo, logic", OFFLINE, ORPO()),
     ("mapo", OFFLINE, MaPO()),
     ("opa_dpo: OPA-DPO and mDPO with views of pictures, for LVLMs", OFFLINE, OPADPO()),
     ("SFT", SHOWN, SFT()),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from mmalign import cli
+from mmalign import cli, config
+from mmalign.objectives import Logic
 
 RUN = """\
 policy: {type: text, model: tinyworld/text, max_new_tokens: 32, lora: {rank: 2}}
@@ -75,6 +77,16 @@ def test_user_errors(
 ) -> None:
     assert call("logic", *arguments) == cli.USER_ERROR
     assert message in capsys.readouterr().err
+
+
+def test_the_guide_shows_a_config_that_composes() -> None:
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "diagnostics.md"
+    (block,) = re.findall(r"```yaml\n(.*?)```", guide.read_text("utf-8"), flags=re.DOTALL)
+    run = config.loads(RUN.replace(RUN[RUN.index("objective:") : RUN.index("source:")], block))
+    assert run.objective == Logic(
+        proposition="M(l) -> M(w)", condition="M(w) or M(l)", ambiguous="false",
+        log_probs="mean", beta=1.0,
+    )  # fmt: skip
 
 
 def test_a_formula_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

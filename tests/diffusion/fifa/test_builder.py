@@ -20,10 +20,11 @@ from mmalign.data.files import File
 from mmalign.diffusion.fifa import FiFA
 from mmalign.diffusion.fifa.embedding import TextEncoder
 from mmalign.diffusion.fifa.importance import Weights
-from mmalign.endpoint import Question
+from mmalign.endpoint import Endpoint, Question
 from mmalign.locate import configs
 from mmalign.tinyworld.data import TaskJudge, TinyWorld
 from mmalign.types import Output, Preference, Prompt
+from tests.test_endpoint import Reply, Server, ok
 
 ROWS = 200
 BUILDER = FiFA(
@@ -227,6 +228,25 @@ def test_a_language_model_decides() -> None:
     (house, boat) = made(pairs, asker=Critic(), number=1, weights=Weights(diversity=0.0))
     assert (house.dropped, boat.dropped) == ("low importance", None)
     assert boat.preference.meta["quality"] == 10
+
+
+def test_a_served_model_decides() -> None:
+    """The same over HTTP: our question arrives with the prompt in it, each prompt once."""
+    pairs = [pair("a red house by a lake", 20, 10), pair("a boat on a blue lake", 20, 10)]
+
+    def reply(request: dict[str, Any], before: int) -> Reply:
+        assert before == 0
+        text = request["messages"][-1]["content"]
+        return ok("10/10" if "Text: a boat on a blue lake\n" in text else "2")
+
+    server = Server(reply)
+    try:
+        asker = Endpoint(url=server.url, model="m", key_variable=None, temperature=0.0)
+        found = made([*pairs, pair("a boat on a blue lake", 19, 10)], asker=asker, number=1)
+    finally:
+        server.close()
+    assert [c.dropped for c in found] == ["low importance", None, "low importance"]
+    assert len(server.requests) == 2
 
 
 def test_references_are_a_draw(candidates: list[Candidate]) -> None:
