@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mmalign.objectives.kto import KTO, APOZeroUnpaired
 from mmalign.objectives.pair import PairObjective
 from mmalign.optim import CRITIC
 from mmalign.policy import Policy
@@ -83,7 +84,7 @@ def odd_beta(objective: Objective, *, likelihood: Likelihood) -> str | None:
     10: the commonest slip with these objectives, and nothing fails. Log-probs that are means over a
     latent have betas in the thousands, so a bound is not looked at.
     """
-    if not isinstance(objective, PairObjective) or likelihood == "bound":
+    if not isinstance(objective, PairObjective | KTO | APOZeroUnpaired) or likelihood == "bound":
         return None
     name, beta = type(objective).__name__, objective.beta
     if objective.reduction == "mean" and beta < 0.5:

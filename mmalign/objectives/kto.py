@@ -8,13 +8,14 @@ side of a recorded pair is desirable and its rejected side undesirable, and roll
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from mmalign import distributed, functional, pairing
 from mmalign.objectives import policy_gradient
+from mmalign.objectives.pair import Reduction
 from mmalign.objectives.pairwise import mean_of, total_log_probs
 from mmalign.types import Additive, Batch, Loss, Scores
 
@@ -49,6 +50,7 @@ class KTO:
         2402.01306; 2404.04465 for denoisers.
     """
 
+    reduction: ClassVar[Reduction] = "sum"
     beta: float = 0.1
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
@@ -137,6 +139,7 @@ class APOZeroUnpaired:
         2408.06266.
     """
 
+    reduction: ClassVar[Reduction] = "sum"
     beta: float = 0.1
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0

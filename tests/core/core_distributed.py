@@ -14,12 +14,13 @@ import torch
 from core_parts import EarlyLetters, training
 
 from mmalign import distributed
-from mmalign.objectives import DPO, GRPO
+from mmalign.objectives import AOT, BCO, DPO, GRPO, KTO, AOTUnpaired, LatentEM
 from mmalign.references import Recorded
 from mmalign.run import Evaluation, Run
 from mmalign.sources import Mixed
 from mmalign.tinyworld.data import TinyWorld
 from mmalign.trainer import Interrupted
+from mmalign.unpaired import Unpaired
 
 
 def runs(model: str, folder: Path) -> dict[str, Run]:
@@ -58,7 +59,29 @@ def runs(model: str, folder: Path) -> dict[str, Run]:
             source=Mixed(parts=parts),
             output=str(folder / "mixed"),
         ),
+        **coupled(model, folder),
     }
+
+
+def coupled(model: str, folder: Path) -> dict[str, Run]:
+    """Objectives with a statistic of the global batch: 4 pairs or 5 outputs, in pieces of 2 rows.
+
+    In a batch of one pair a process has none.
+    """
+    base = training(core_parts.offline(model, folder, size=5), steps=4, rows_per_microbatch=2)
+    labelled = Unpaired(data=TinyWorld(task="arithmetic", size=5), batch_size=5, mismatched=True)
+    objectives = {
+        "aot": AOT(beta=0.5),
+        "aot unpaired": AOTUnpaired(beta=0.5),
+        "bco": BCO(beta=0.5),
+        "latent em": LatentEM(rate=0.5),
+        "kto": KTO(beta=0.5),
+    }
+    made = {
+        name: replace(base, objective=objective, output=str(folder / name))
+        for name, objective in objectives.items()
+    }
+    return made | {"kto": replace(made["kto"], source=labelled)}
 
 
 def stopped(run: Run) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmalign import functional
-from mmalign.invariants import has_signal
+from mmalign.invariants import has_signal, odd_beta
 from mmalign.objectives import KTO, APOZero, APOZeroUnpaired
 from mmalign.types import Batch, Loss, Scores
 from tests import tabular
@@ -253,3 +253,12 @@ def test_pieces_add_up_with_mismatched_rows(rows):
     whole = pieces(KTO(beta=0.5), batch, None)
     torch.testing.assert_close(pieces(KTO(beta=0.5), batch, rows), whole, rtol=1e-12, atol=1e-12)
     assert whole.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", [KTO, APOZeroUnpaired])
+def test_a_beta_of_another_kind_of_loss_is_noticed(kind):
+    """Sums of nats call for less than 2; a bound's log-probs for thousands."""
+    note = odd_beta(kind(beta=5.0), likelihood="exact")
+    assert note is not None and "beta=5" in note
+    assert odd_beta(kind(beta=0.1), likelihood="exact") is None
+    assert odd_beta(kind(beta=2000.0), likelihood="bound") is None

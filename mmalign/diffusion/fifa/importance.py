@@ -4,8 +4,8 @@
 
 M is the margin of a proxy reward, Q the quality of the prompt, and the last term the prompt's share
 of the entropy of all prompts; z standardises over the pool. That these three are added up, and the
-pairs of largest sum kept, is from the abstract of arXiv 2410.10166. Standardising, clipping and the
-weights are ours: the paper's own were not found.
+pairs of largest sum kept, is from abstract and project page of arXiv 2410.10166. Standardising,
+clipping and the weights are ours: the paper's own were not found.
 """
 
 from __future__ import annotations
