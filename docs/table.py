@@ -14,9 +14,11 @@ from torch import nn
 
 from mmalign.invariants import parts_fit
 from mmalign.objectives import (
+    AOT,
     DPO,
     GRPO,
     IPO,
+    KTO,
     NCA,
     OPADPO,
     ORPO,
@@ -75,6 +77,8 @@ ROWS: list[tuple[str, str, Objective]] = [
     ("mapo", OFFLINE, MaPO()),
     ("opa_dpo: OPA-DPO and mDPO with views of pictures, for LVLMs", OFFLINE, OPADPO()),
     ("SFT", SHOWN, SFT()),
+    ("aot, aot_unpaired, bco, latent_em", OFFLINE, AOT()),
+    ("kto, apo_zero_unpaired; Diffusion-KTO", "labelled outputs, or " + OFFLINE, KTO()),
     ("online DPO, online IPO", ONLINE, DPO()),
     ("mixed DPO, mixed IPO", OFFLINE + " and " + ONLINE, DPO()),
     ("GRPO: for tokens also DAPO, Dr. GRPO; for moves DDPO, Flow-GRPO", ONLINE, GRPO()),
