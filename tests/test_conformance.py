@@ -277,7 +277,7 @@ def test_refused_combinations_say_why(
     what is none, and both name the way out.
     """
     policy = policy_of(name, policies)
-    with pytest.raises(ValueError, match="likelihood: (path|elbo)"):
+    with pytest.raises(ValueError, match=r"likelihood: (path|elbo)"):
         invariants.parts_fit(
             OBJECTIVES[objective_name],
             likelihood=policy.likelihood,

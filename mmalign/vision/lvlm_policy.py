@@ -76,8 +76,8 @@ class LVLMPolicy:
         if not keeps_order(processor):
             logger.warning(
                 "%s: the chat template moves the pictures of a message away from the words that "
-                "they stand among; where that matters (several pictures with labels), give the policy a "
-                "`chat_template` that keeps their order",
+                "they stand among; where that matters (several pictures with labels), give the "
+                "policy a `chat_template` that keeps their order",
                 self.model,
             )
         tower = vision_tower(model)

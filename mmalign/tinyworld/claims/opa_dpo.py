@@ -73,8 +73,8 @@ CLAIM = Claim(
     notes=(
         "The expert here is exact and writes as the model does, so imitation alone is hard to "
         "beat: 100 updates of it at a rate of 2e-4 left 0.10 hallucinated objects per description "
-        "(one seed). At that rate in both stages the second one alone did as well as OPA-DPO, and DPO "
-        "collapsed."
+        "(one seed). At that rate in both stages the second one alone did as well as OPA-DPO, and "
+        "DPO collapsed."
     ),
     run=run,
     comparisons=(
