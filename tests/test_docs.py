@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from mmalign import config
+from mmalign import config, registry
 from mmalign.objectives import GRPO
 from mmalign.protocols import Adapter, Objective, RewardModel, Selector
 from mmalign.run import DataSpec, Run, Training
@@ -95,9 +95,16 @@ def test_methods_settings_compose(number: int) -> None:
     assert isinstance(run.objective, GRPO)
 
 
-def test_table_is_current() -> None:
+@pytest.mark.parametrize("page", ["table", "reproductions"])
+def test_page_is_current(page: str) -> None:
     """`make docs-table` would change nothing."""
-    subprocess.run([sys.executable, "docs/table.py", "--check"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, f"docs/{page}.py", "--check"], cwd=ROOT, check=True)
+
+
+def test_no_claim_is_recorded_that_nobody_makes() -> None:
+    """A record whose claim was renamed would stay unseen: the page goes by the registry."""
+    recorded = {path.stem for path in (ROOT / "docs/reproductions").glob("*.json")}
+    assert recorded <= registry.table("claims").keys()
 
 
 def two_rows(log_probs: tuple[float, float], reference: tuple[float, float]) -> Batch:
