@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 MIN_ROOM = 16
+CACHE_NAMES = ("cache", "past_key_values")
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
@@ -30,8 +31,13 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         super().__init__()
         self.places: tuple[Tensor, ...] = ()
 
-    def update(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values ``[B, H, K + N, D]``, the new ones ``[B, H, N, D]`` at their end."""
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *, kwargs: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """All keys and values ``[B, H, K + N, D]``, the new ones ``[B, H, N, D]`` at their end.
+
+        ``kwargs`` is what transformers 5.24 hands to every kind of layer; this kind reads none.
+        """
         if not self.is_initialized:
             self.places = ()
             kept: tuple[Tensor, Tensor] = super().update(key_states, value_states)
@@ -63,12 +69,14 @@ class Decoding:
 
     Attributes:
         cache: Keys and values of everything that has been read.
+        cache_name: What the model's forward calls it.
         attention_mask: ``[R, K]`` int64, what of it is real.
         following: ``[R]`` int64, the position of each row's next token.
         num_axes: Axes of a position where it has several (M-RoPE), or None.
     """
 
     cache: DynamicCache
+    cache_name: str
     attention_mask: Tensor
     following: Tensor
     num_axes: int | None
@@ -88,12 +96,19 @@ class Decoding:
             ValueError: The model cannot continue from a cache of keys and values.
         """
         several = position_ids.dim() == 3
+        name = cache_name(model)
         return cls(
             cache=answer_cache(model),
+            cache_name=name,
             attention_mask=attention_mask,
             following=position_ids.amax((0, 2) if several else 1) + 1,
             num_axes=len(position_ids) if several else None,
         )
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The cache, as the model takes it."""
+        return {self.cache_name: self.cache, "use_cache": True}
 
     def select(self, rows: Tensor) -> None:
         """Go on with the rows at ``rows`` (``[M]`` int64), which may repeat."""
@@ -112,9 +127,21 @@ class Decoding:
         return {
             "attention_mask": self.attention_mask,
             "position_ids": positions,
-            "past_key_values": self.cache,
-            "use_cache": True,
+            **self.given,
         }
+
+
+def cache_name(model: PreTrainedModel) -> str:
+    """What the forward of ``model`` calls its cache: transformers 5.24 has another name for it.
+
+    Raises:
+        ValueError: The model takes no cache.
+    """
+    known = inspect.signature(model.forward).parameters
+    for name in CACHE_NAMES:
+        if name in known:
+            return name
+    raise _without_cache(model)
 
 
 def answer_cache(model: PreTrainedModel) -> DynamicCache:
@@ -126,16 +153,20 @@ def answer_cache(model: PreTrainedModel) -> DynamicCache:
     Raises:
         ValueError: The model cannot continue from a cache of keys and values.
     """
-    if "past_key_values" not in inspect.signature(model.forward).parameters:
-        raise ValueError(
-            f"{type(model).__name__} keeps no cache of keys and values, so answers cannot be "
-            "sampled from it; choose a model with attention layers"
-        )
     cache = DynamicCache(config=model.config)
+    if cache.layers and not any(isinstance(layer, DynamicLayer) for layer in cache.layers):
+        raise _without_cache(model)
     cache.layers = [
         RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
     ]
     return cache
+
+
+def _without_cache(model: PreTrainedModel) -> ValueError:
+    return ValueError(
+        f"{type(model).__name__} keeps no cache of keys and values, so answers cannot be sampled "
+        "from it; choose a model with attention layers"
+    )
 
 
 def _roomy(value: Tensor, rows: Tensor, room: int) -> Tensor:

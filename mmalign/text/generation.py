@@ -106,9 +106,7 @@ def generate(
     mask = inputs["attention_mask"]
     given = {"position_ids": positions_of(mask), **inputs}
     rows = Decoding.of(model, attention_mask=mask, position_ids=given["position_ids"])
-    logits = model(
-        **given, past_key_values=rows.cache, use_cache=True, **last_positions(model, 1)
-    ).logits
+    logits = model(**given, **rows.given, **last_positions(model, 1)).logits
     shape, device = uniforms.shape, mask.device
     tokens = torch.zeros(shape, dtype=torch.int64, device=device)
     log_probs = torch.zeros(shape, dtype=torch.float32, device=device)

@@ -218,8 +218,7 @@ def sample_codes(
         inputs_embeds=network.get_input_embeddings()(prompts.ids),
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=rows.cache,
-        use_cache=True,
+        **rows.given,
     ).last_hidden_state
     every = torch.arange(len(mask), device=mask.device)
     group = every.repeat_interleave(len(uniforms) // len(ids))
