@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmalign import distributed, rng
+from mmalign.log import RunFolder
 from mmalign.policy import Policy
 from mmalign.rewards import judged
 from mmalign.run import Evaluation
@@ -123,6 +125,33 @@ def evaluate(
         name: Judgement(per_prompt=_in_prompt_order(torch.cat(values).float().cpu(), len(prompts)))
         for name, values in scores.items()
     }, kept
+
+
+def evaluated(
+    policy: Policy, evaluation: Evaluation, folder: RunFolder, *, step: int, seed: int
+) -> None:
+    """Judge the policy after ``step`` updates and write down what was found.
+
+    The record goes to evaluations.jsonl, with the rise since the folder's first evaluation, and the
+    kept samples to samples/.
+    """
+    start = time.perf_counter()
+    judgements, samples = evaluate(policy, evaluation, seed=seed)
+    if not distributed.is_main():
+        return
+    record: dict[str, Any] = {
+        "step": step,
+        "judge": {name: j.record() for name, j in judgements.items()},
+        "seconds": time.perf_counter() - start,
+    }
+    earlier = folder.read("evaluations.jsonl")
+    if earlier:
+        record["paired"] = {
+            name: paired_rise(earlier[0]["judge"][name]["per_prompt"], now["per_prompt"])
+            for name, now in record["judge"].items()
+        }
+    folder.append("evaluations.jsonl", record)
+    write_samples(folder.path / "samples", step, samples)
 
 
 def paired_rise(before: Sequence[float], after: Sequence[float]) -> dict[str, float]:

@@ -72,7 +72,7 @@ def check(trainer: Trainer, *, batches: int = 2) -> list[CheckLine]:
         found.append(
             Dry(
                 batch=batch,
-                useful=useful(batch.trajectory, trainer.prompt_lengths(batch)),
+                useful=useful(batch.trajectory, trainer.scoring.prompt_lengths(batch)),
                 drawing=read - start,
                 scoring=credited - read,
                 updating=time.perf_counter() - begun,
@@ -135,9 +135,9 @@ def _work(trainer: Trainer, found: list[Dry]) -> list[CheckLine]:
     last, updates = found[-1], trainer.run.training.updates_per_batch
     bare = replace(last.batch, reference=None, behaviour=None, values=None)
     with FlopCounter() as before, torch.no_grad():
-        trainer.scored(bare)
+        trainer.scoring.scored(bare)
     with FlopCounter() as forward, torch.no_grad():
-        trainer.own_scores(last.batch)
+        trainer.scoring.own(last.batch)
     with FlopCounter() as both:
         trainer.backward(last.batch, last.batch.denominator)
     detail = (
@@ -168,7 +168,7 @@ def _memory(trainer: Trainer, last: Dry) -> CheckLine:
     reference = getattr(trainer.reference, "inner", trainer.reference)
     if (network := getattr(reference, "network", None)) is not None:
         networks.append(network)
-    piece = trainer.pieces(last.batch)[0].trajectory
+    piece = trainer.scoring.pieces(last.batch)[0].trajectory
     activations = cost.kept_bytes(
         lambda: trainer.policy.scorer(piece, frozenset(), None),
         apart_from=[*trainer.policy.scorer.parameters(), *trainer.policy.scorer.buffers()],

@@ -11,30 +11,27 @@ for batch in source:
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from tqdm import tqdm
 
 from mmalign import distributed, invariants, references
-from mmalign.evaluation import evaluate, paired_rise, write_samples
+from mmalign.evaluation import evaluated
 from mmalign.interrupt import Interrupted, Wishes
 from mmalign.log import RunFolder, Sums, summed
 from mmalign.optim import optimizer_of, set_learning_rate
-from mmalign.pieces import Bounds
 from mmalign.policy import Policy
 from mmalign.protocols import Reference, Remembering, Source
 from mmalign.run import Run
+from mmalign.scoring import Scoring
 from mmalign.speed import Meter, keep_freed_memory, progress_line, useful
 from mmalign.state import Progress, restore, save, save_bad_batch
-from mmalign.types import Batch, Metric, Scores, Trajectory
+from mmalign.types import Batch, Metric, Scores
 
 
 class NonFinite(ValueError):
@@ -72,6 +69,9 @@ class Trainer:
         self.optimizer: Any = accelerator.prepare(optimizer_of(self.parameters, run.training))
         policy.wrapped = accelerator.prepare(policy.scorer)
         policy.autocast = accelerator.autocast
+        self.scoring = Scoring(
+            run=run, policy=policy, reference=reference, autocast=accelerator.autocast
+        )
         self.progress = Progress()
         self.watch: invariants.ReferenceWatch | None = None
         self.gradient_seen = False
@@ -163,59 +163,17 @@ class Trainer:
     @torch.no_grad()
     def credited(self, batch: Batch) -> Batch:
         """The batch with reference, behaviour and value scores, and credit."""
-        batch = self.objective.credit(self.scored(batch.to(self.accelerator.device)))
+        scored = self.scoring.scored(batch.to(self.accelerator.device))
+        if self.reference is not None and self.watch is None:
+            self.watch = invariants.ReferenceWatch(self.reference, scored.trajectory)
+        batch = self.objective.credit(scored)
         if isinstance(self.objective, Remembering):
             batch, self.progress.memory = self.objective.remember(batch, self.progress.memory)
         return batch
 
-    def scored(self, batch: Batch) -> Batch:
-        """The batch with the scores that the objective needs and the batch lacks."""
-        needs, once = self.objective.needs, self.run.training.updates_per_batch == 1
-        if "reference" in needs and batch.reference is None:
-            assert self.reference is not None
-            batch = replace(batch, reference=self._reference_scores(batch))
-        if self.reference is not None and self.watch is None:
-            self.watch = invariants.ReferenceWatch(self.reference, batch.trajectory)
-        recorded = "behaviour" in needs and ("coupled" in needs or not once)
-        if recorded and batch.behaviour is None:
-            batch = replace(batch, behaviour=batch.trajectory.log_probs)
-        if "values" in needs or (recorded and batch.behaviour is None):
-            own = self.own_scores(batch)
-            old = own.log_probs if batch.behaviour is None else batch.behaviour
-            batch = replace(batch, behaviour=old, values=own.values)
-        return batch
-
-    def _reference_scores(self, batch: Batch) -> Tensor:
-        assert self.reference is not None
-        scores = self.reference.scores
-        return self._piecewise(batch, lambda rows: {"log_probs": scores(rows)})["log_probs"]
-
-    def own_scores(self, batch: Batch) -> Scores:
-        """The policy's scores before any update on this batch, through the bare network."""
-        scorer = self.policy.scorer
-        return Scores(**self._piecewise(batch, lambda rows: scorer(rows, frozenset(), None)))
-
-    def _piecewise(
-        self, batch: Batch, scores: Callable[[Trajectory], dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
-        """What ``scores`` says of every row, computed in pieces like those of an update."""
-        pieces = self._cut(batch)
-        with self.accelerator.autocast():
-            parts = [scores(batch.trajectory.rows(index)) for index in pieces]
-        order = torch.cat(pieces).argsort()
-        return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
-
-    def _cut(self, batch: Batch) -> list[Tensor]:
-        training = self.run.training
-        return batch.cut(
-            within=Bounds(rows=training.rows_per_microbatch, tokens=training.tokens_per_microbatch),
-            additive_over=self.objective.additive_over,
-            prompt_lengths=self.prompt_lengths(batch),
-        )
-
     def _timed_update(self, batch: Batch) -> tuple[dict[str, float], str]:
         """The metrics of an update, timings among them, and the unit of what they count."""
-        found = useful(batch.trajectory, self.prompt_lengths(batch))
+        found = useful(batch.trajectory, self.scoring.prompt_lengths(batch))
         with self.meter.update(found.number):
             metrics = self.update(batch)
         everywhere = self._total(found.number)
@@ -252,26 +210,9 @@ class Trainer:
             self._bad_update(batch)
         return metrics
 
-    def pieces(self, batch: Batch) -> list[Batch]:
-        """What of a credited batch goes through the network at a time."""
-        training = self.run.training
-        return list(
-            batch.microbatches(
-                rows=training.rows_per_microbatch,
-                steps=training.steps_per_microbatch,
-                additive_over=self.objective.additive_over,
-                tokens=training.tokens_per_microbatch,
-                prompt_lengths=self.prompt_lengths(batch),
-            )
-        )
-
-    def prompt_lengths(self, batch: Batch) -> Tensor:
-        """``[P]`` positions of each prompt."""
-        return self.policy.adapter.prompt_lengths(batch.trajectory)
-
     def backward(self, batch: Batch, denominator: float) -> Sums:
         """Accumulate the gradient of a credited batch, piece by piece; returns summed metrics."""
-        objective, pieces = self.objective, self.pieces(batch)
+        objective, pieces = self.objective, self.scoring.pieces(batch)
         # Gradients are averaged over processes, while the loss is a sum over all their rows.
         scale = distributed.world_size() / max(denominator, 1e-12)
         want = objective.needs & {"entropy", "kl", "top_k_mass", "top_k_entropy"}
@@ -370,23 +311,13 @@ class Trainer:
     def _evaluate(self) -> None:
         if self.run.evaluation is None:
             return
-        start = time.perf_counter()
-        judgements, samples = evaluate(self.policy, self.run.evaluation, seed=self.run.seed)
-        if not distributed.is_main():
-            return
-        record: dict[str, Any] = {
-            "step": self.progress.step,
-            "judge": {name: j.record() for name, j in judgements.items()},
-            "seconds": time.perf_counter() - start,
-        }
-        earlier = self.folder.read("evaluations.jsonl")
-        if earlier:
-            record["paired"] = {
-                name: paired_rise(earlier[0]["judge"][name]["per_prompt"], now["per_prompt"])
-                for name, now in record["judge"].items()
-            }
-        self.folder.append("evaluations.jsonl", record)
-        write_samples(self.folder.path / "samples", self.progress.step, samples)
+        evaluated(
+            self.policy,
+            self.run.evaluation,
+            self.folder,
+            step=self.progress.step,
+            seed=self.run.seed,
+        )
 
     def _finish(self) -> Path:
         if self.watch is not None:

@@ -130,10 +130,10 @@ def test_pieces_add_up(kind: str, tokens: int, model: str, tmp_path: Path) -> No
     expected = gradient(trainer, batch)
     totals = trainer.backward(batch, batch.denominator)
     bounded = training(run, tokens_per_microbatch=tokens)
-    trainer.run = bounded
-    assert len(trainer._cut(batch)) > 1
+    trainer.scoring.training = bounded.training
+    assert len(trainer.scoring._cut(batch)) > 1
     assert trainer.reference is not None
-    again = trainer._reference_scores(batch)
+    again = trainer.scoring._reference_scores(batch)
     torch.testing.assert_close(again, batch.reference, rtol=0, atol=1e-5)
     found = gradient(trainer, batch)
     assert float((found - expected).norm() / expected.norm()) < 1e-5
@@ -155,7 +155,7 @@ def test_scores_come_back_in_the_batchs_order(model: str, tmp_path: Path) -> Non
         asked.append(len(rows))
         return {"log_probs": rows.stepwise["token"].float()}
 
-    found = trainer._piecewise(batch, first_tokens)["log_probs"]
+    found = trainer.scoring._piecewise(batch, first_tokens)["log_probs"]
     assert torch.equal(found, batch.trajectory.stepwise["token"].float())
     assert sum(asked) == len(batch) and max(asked) <= 3
 
@@ -171,7 +171,7 @@ def test_groups_are_scored_whole(model: str, tmp_path: Path) -> None:
         prompts.append({int(p[0]) * 1000 + len(p) for p in rows.static["prompt_ids"]})
         return {"log_probs": rows.mask.float()}
 
-    trainer._piecewise(batch, seen)
+    trainer.scoring._piecewise(batch, seen)
     assert len(prompts) == 2 and all(len(found) == 1 for found in prompts)
 
 

@@ -113,7 +113,7 @@ def test_units_of_every_kind(model: str, tmp_path: Path) -> None:
     ids = batch.trajectory.static["prompt_ids"]
     expected = sum(len(i) for i in ids) + int(batch.trajectory.mask.sum())
     assert len(ids) == 2 and len(batch) == 8
-    assert useful(batch.trajectory, trainer.prompt_lengths(batch)).number == expected
+    assert useful(batch.trajectory, trainer.scoring.prompt_lengths(batch)).number == expected
 
 
 FAULTS = """
