@@ -20,7 +20,7 @@ from mmalign.commands.logic import logic
 OK, FAILED, USER_ERROR, NON_FINITE, INTERRUPTED = range(5)
 KINDS = (
     "policies", "objectives", "references", "rewards", "selectors", "sources", "data", "builders",
-    "claims", "askers", "experts", "benchmarks",
+    "claims", "askers", "experts", "benchmarks", "diversities",
 )  # fmt: skip
 FILES = "FILE is a config, a shipped config's name (mmalign list configs), or a run's folder."
 

@@ -116,6 +116,15 @@ class RewardModel(Protocol):
 
 
 @runtime_checkable
+class Diversity(Protocol):
+    """How far apart the samples of one prompt are."""
+
+    def __call__(self, outputs: Sequence[Output]) -> Tensor:
+        """``[N, N]`` distances of N outputs: symmetric, not negative, 0 on the diagonal."""
+        ...
+
+
+@runtime_checkable
 class Objective(Protocol):
     """What training minimises: a frozen dataclass of hyperparameters with two functions.
 

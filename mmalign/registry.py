@@ -79,6 +79,12 @@ REWARDS = {
     "relevance": "mmalign.rewards.relevance:RelevanceReward",
     "sentiment": "mmalign.rewards.sentiment:SentimentReward",
 }
+DIVERSITIES = {
+    "ngrams": "mmalign.diversity:NGramDistance",
+    "sentences": "mmalign.diversity:SentenceDistance",
+    "pixels": "mmalign.diversity:PixelDistance",
+    "clip": "mmalign.diversity:CLIPDistance",
+}
 DATA = {
     "tinyworld": "mmalign.tinyworld.data:TinyWorld",
     "file": "mmalign.data.files:File",
@@ -136,6 +142,7 @@ TABLES: dict[str, dict[str, str]] = {
     "sources": SOURCES,
     "selectors": SELECTORS,
     "rewards": REWARDS,
+    "diversities": DIVERSITIES,
     "data": DATA,
     "builders": BUILDERS,
     "askers": ASKERS,

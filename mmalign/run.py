@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
-from mmalign.protocols import Objective, Reference, RewardModel, Source
+from mmalign.protocols import Diversity, Objective, Reference, RewardModel, Source
 from mmalign.types import Labelled, Output, Preference, Prompt
 
 if TYPE_CHECKING:
@@ -129,7 +129,9 @@ class Evaluation:
     Attributes:
         data: Where the prompts come from; keep them apart from the training prompts.
         judges: Rewards by name; the first is the headline.
-        samples: Samples of each prompt.
+        samples: Samples of each prompt; several give the scores of the best of n of them.
+        diversity: Distances between the samples of a prompt, by name; each needs two samples.
+        collapse_below: Warn where a diversity is below this share of what it was at first.
         every: Updates between evaluations; None for before and after only.
         batch_size: Prompts sampled at a time.
         show: How many prompts keep their samples for the report.
@@ -138,9 +140,22 @@ class Evaluation:
     data: DataSpec
     judges: Mapping[str, RewardModel]
     samples: int = 1
+    diversity: Mapping[str, Diversity] = field(default_factory=dict)
+    collapse_below: float = 0.5
     every: int | None = None
     batch_size: int = 64
     show: int = 16
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples={self.samples} must be at least 1")
+        if self.diversity and self.samples < 2:
+            raise ValueError(
+                f"diversity {next(iter(self.diversity))!r} compares the samples of a prompt, and "
+                "samples=1 leaves nothing to compare; use 2 or more"
+            )
+        if not 0 <= self.collapse_below <= 1:
+            raise ValueError(f"collapse_below={self.collapse_below} must lie between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -104,19 +104,29 @@ def judge(name: str, overrides: Sequence[str], *, as_json: bool) -> None:
     if run.evaluation is None:
         raise ValueError(f"{name} has no `evaluation`, so there is neither judge nor prompt")
     policy = load_policy(name, run)
-    judgements, _ = evaluate(policy, run.evaluation, seed=run.seed)
-    records = {key: found.record() for key, found in judgements.items()}
+    found = evaluate(policy, run.evaluation, seed=run.seed)
+    records = {key: one.record() for key, one in found.judgements.items()}
+    apart = {key: one.record() for key, one in found.diversity.items()}
     if as_json:
-        kept = ("mean", "low", "high", "num_prompts")
-        click.echo(json.dumps({k: {x: r[x] for x in kept} for k, r in records.items()}))
+        click.echo(
+            json.dumps({**_short(records), **({"diversity": _short(apart)} if apart else {})})
+        )
         return
-    width = max(map(len, records))
-    for key, record in records.items():
+    lines = {**records, **{f"diversity {key}": record for key, record in apart.items()}}
+    width = max(map(len, lines))
+    for key, record in lines.items():
         interval = f"[{record['low']:.3f}, {record['high']:.3f}]"
         click.echo(
             f"{key:{width}}  {record['mean']:.3f}  95 % interval {interval}  "
             f"{record['num_prompts']} prompts"
         )
+        for best in record.get("best_of", [])[1:]:
+            click.echo(f"{'':{width}}  {best['mean']:.3f}  best of {best['n']}")
+
+
+def _short(records: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    kept = ("mean", "low", "high", "num_prompts", "best_of")
+    return {key: {x: r[x] for x in kept if x in r} for key, r in records.items()}
 
 
 def _data_of(run: Run) -> DataSpec:

@@ -23,7 +23,7 @@ from mmalign.config.nodes import ConfigError, Node
 from mmalign.data.building import Builder
 from mmalign.endpoint import Asker
 from mmalign.experts import Expert
-from mmalign.protocols import Objective, RewardModel, Selector
+from mmalign.protocols import Diversity, Objective, RewardModel, Selector
 from mmalign.run import DataSpec, PolicySpec, ReferenceSpec, SourceSpec
 
 KINDS: Mapping[Any, str] = {
@@ -33,6 +33,7 @@ KINDS: Mapping[Any, str] = {
     ReferenceSpec: "references",
     DataSpec: "data",
     RewardModel: "rewards",
+    Diversity: "diversities",
     Selector: "selectors",
     Builder: "builders",
     Asker: "askers",

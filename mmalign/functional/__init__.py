@@ -28,6 +28,7 @@ from mmalign.functional.logistic import (
     rdpo,
 )
 from mmalign.functional.reference_free import alphapo, cpo, dpo_sft, mapo, orpo, simpo
+from mmalign.functional.spread import best_of, mean_pairwise
 from mmalign.functional.squared import ipo, sppo_hard
 from mmalign.functional.stable import exp_bounded, log1mexp, masked_mean, masked_sum
 from mmalign.functional.surrogate import clipped_surrogate, kl, value_loss
@@ -69,6 +70,7 @@ __all__ = [
     "apo_down",
     "apo_zero",
     "bco",
+    "best_of",
     "cdpo_smoothing",
     "clipped_surrogate",
     "cpo",
@@ -93,6 +95,7 @@ __all__ = [
     "mapo",
     "masked_mean",
     "masked_sum",
+    "mean_pairwise",
     "nca_pair",
     "orpo",
     "rdpo",

@@ -256,7 +256,7 @@ def divergence(policy: Policy, prompts: Sequence[Prompt], *, seed: int) -> Judge
         trajectory = policy.sample(asked, group_size=KL_SAMPLES, generators=generators)
         ratio = policy.scores(trajectory).log_probs - base.scores(trajectory)
         found.append(ratio.sum(1).view(-1, KL_SAMPLES).mean(1).cpu())
-    return Judgement(per_prompt=torch.cat(found))
+    return Judgement(scores=torch.cat(found)[:, None])
 
 
 class _Clock:

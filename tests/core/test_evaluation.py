@@ -17,7 +17,17 @@ from PIL import Image
 from torch import Tensor
 
 from mmalign import distributed, evaluation
-from mmalign.evaluation import Judgement, Sample, evaluate, half_width, paired_rise, write_samples
+from mmalign.diversity import NGramDistance
+from mmalign.evaluation import (
+    Evaluated,
+    Judgement,
+    Sample,
+    evaluate,
+    half_width,
+    paired_rise,
+    record_of,
+    write_samples,
+)
 from mmalign.log import RunFolder
 from mmalign.policy import Policy
 from mmalign.run import Evaluation
@@ -55,7 +65,8 @@ def test_interval_by_hand() -> None:
     """
     values = torch.tensor([1.0, 2.0, 3.0, 4.0])
     assert half_width(values) == pytest.approx(1.265151, abs=1e-6)
-    record = Judgement(per_prompt=values).record()
+    record = Judgement(scores=values[:, None]).record()
+    assert "best_of" not in record
     assert record["mean"] == 2.5 and record["num_prompts"] == 4
     assert record["low"] == pytest.approx(2.5 - 1.265151, abs=1e-6)
     assert record["high"] == pytest.approx(2.5 + 1.265151, abs=1e-6)
@@ -76,15 +87,18 @@ def test_paired_rise_by_hand() -> None:
 
 def test_one_seed_one_judgement(policy: Policy) -> None:
     """The same seed gives the same draws whatever is sampled beside them; another seed does not."""
-    first, _ = evaluate(policy, settings(), seed=1)
-    again, _ = evaluate(policy, settings(batch_size=5), seed=1)
-    other, _ = evaluate(policy, settings(), seed=2)
+    first, again, other = (
+        evaluate(policy, settings(**given), seed=seed).judgements
+        for given, seed in (({}, 1), ({"batch_size": 5}, 1), ({}, 2))
+    )
     assert torch.equal(first["letters"].per_prompt, again["letters"].per_prompt)
     assert not torch.equal(first["letters"].per_prompt, other["letters"].per_prompt)
 
 
 def test_scores_are_means_over_samples(policy: Policy) -> None:
-    judgements, kept = evaluate(policy, settings(show=5), seed=1)
+    diversity = {"ngrams": NGramDistance(longest=1)}
+    found = evaluate(policy, settings(show=5, diversity=diversity), seed=1)
+    kept = found.samples
     assert len(kept) == 5 and all(len(sample.outputs) == 2 for sample in kept)
     prompts = settings().data.prompts()
     assert [sample.prompt.content for sample in kept] == [p.content for p in prompts]
@@ -92,8 +106,61 @@ def test_scores_are_means_over_samples(policy: Policy) -> None:
         for row, sample in enumerate(kept):
             expected = judge([], sample.outputs)
             assert sample.scores[name] == pytest.approx(expected.tolist())
-            found = float(judgements[name].per_prompt[row])
-            assert found == pytest.approx(float(expected.mean()))
+            mean = float(found.judgements[name].per_prompt[row])
+            assert mean == pytest.approx(float(expected.mean()))
+    for row, sample in enumerate(kept):
+        apart = float(diversity["ngrams"](sample.outputs)[0, 1])
+        assert float(found.diversity["ngrams"].per_prompt[row]) == pytest.approx(apart)
+
+
+def test_best_of_by_hand() -> None:
+    """Prompts with samples (0, 2, 1) and (1, 1, 1): the best of 1, 2 and 3, averaged over both.
+
+    Best of 2 of 0, 1, 2: maxima 1, 2, 2, mean 5/3, with 1 beside it 4/3. Of 3: 2 and 1, 3/2 with
+    1.959964 sqrt(1/2) / sqrt 2.
+    """
+    scores = torch.tensor([[0.0, 2.0, 1.0], [1.0, 1.0, 1.0]])
+    one, two, three = Judgement(scores=scores).record()["best_of"]
+    assert (one["n"], two["n"], three["n"]) == (1, 2, 3)
+    assert (one["mean"], two["mean"]) == pytest.approx((1.0, 4 / 3))
+    assert (three["mean"], three["high"]) == pytest.approx((1.5, 1.5 + 1.959964 / 2))
+    numbers = [b["n"] for b in Judgement(scores=torch.zeros(2, 11)).record()["best_of"]]
+    assert numbers == [1, 2, 4, 8, 11]
+
+
+def test_collapse_is_noted_and_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """From 0.8 to 0.3 is below half of it; to 0.5 is not. The judge's rise stands beside it."""
+
+    def line(apart: float, first: Any = None) -> dict[str, Any]:
+        found = Evaluated(
+            judgements={"j": Judgement(scores=torch.full((2, 2), 1 - apart))},
+            diversity={"d": Judgement(scores=torch.full((2, 1), apart))},
+            samples=[],
+        )
+        return record_of(found, step=3, seconds=0.0, first=first, collapse_below=0.5)
+
+    first = line(0.8)
+    assert "paired" not in first and "collapsed" not in first
+    kept, lost = line(0.5, first), line(0.3, first)
+    assert "collapsed" not in kept and lost["collapsed"] == ["d"]
+    assert kept["diversity"]["d"]["change"]["mean"] == pytest.approx(-0.3)
+    assert lost["paired"]["j"]["low"] == pytest.approx(0.5)
+    assert [r.getMessage() for r in caplog.records] == [
+        "update 3: the samples of a prompt have become alike: diversity d was 0.8 and is 0.3"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"samples": 1, "diversity": {"x": NGramDistance()}}, "samples=1 leaves nothing"),
+        ({"samples": 0}, "samples=0"),
+        ({"collapse_below": 2.0}, "collapse_below=2"),
+    ],
+)
+def test_settings_that_cannot_be(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings(**given)
 
 
 def test_an_unchanged_policy_does_not_rise(model: str, tmp_path: Path) -> None:
@@ -102,7 +169,7 @@ def test_an_unchanged_policy_does_not_rise(model: str, tmp_path: Path) -> None:
     run = replace(
         run,
         policy=replace(run.policy, max_new_tokens=40),
-        evaluation=settings(samples=3, every=1),
+        evaluation=settings(samples=3, every=1, diversity={"words": NGramDistance()}),
     )
     run.train()
     lines = RunFolder(tmp_path / "run").read("evaluations.jsonl")
@@ -112,6 +179,7 @@ def test_an_unchanged_policy_does_not_rise(model: str, tmp_path: Path) -> None:
         for name in ("letters", "length"):
             assert line["paired"][name] == {"mean": 0.0, "low": 0.0, "high": 0.0}
             assert line["judge"][name] == lines[0]["judge"][name]
+        assert line["diversity"]["words"]["change"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])
@@ -122,6 +190,9 @@ def test_prompt_order_over_processes(world: int, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(distributed, "world_size", lambda: world)
     monkeypatch.setattr(distributed, "all_gather", lambda _: shares)
     assert torch.equal(evaluation._in_prompt_order(values[0::world], 5), values)
+    several = torch.stack([values, values + 10], 1)
+    shares = torch.cat([several[rank::world].flatten() for rank in range(world)])
+    assert torch.equal(evaluation._in_prompt_order(several[0::world], 5), several)
 
 
 def test_fewer_prompts_than_processes_is_refused_everywhere(

@@ -97,7 +97,7 @@ def test_table_names_reward_hacking(relevance: float, warned: bool) -> None:
     before = judged_line((0.2, 0.5), (0.0, 0.0), 0.1)
     after = judged_line((0.8, 0.5 + relevance), (0.6, relevance), 0.1)
     text = real_table.table(
-        before, after, Judgement(per_prompt=torch.tensor([2.0, 4.0])), samples=4
+        before, after, Judgement(scores=torch.tensor([[2.0], [4.0]])), samples=4
     )
     assert "+0.600 [+0.500, +0.700]" in text
     assert "3.000" in text
