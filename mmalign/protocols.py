@@ -129,7 +129,8 @@ class Objective(Protocol):
     """What training minimises: a frozen dataclass of hyperparameters with two functions.
 
     Attributes:
-        additive_over: How finely the loss may be divided: whole groups, or single steps.
+        additive_over: How finely the loss may be divided: whole groups, the steps of whole groups,
+            or single steps.
         needs: Subset of {"reference", "behaviour", "coupled", "values", "pairs", "exact", "bound",
             "entropy", "kl"}:
             what must be supplied for the loss to be defined. "coupled" beside "behaviour" asks for

@@ -32,7 +32,8 @@ __all__ = [
     "Scores", "Trajectory",
 ]  # fmt: skip
 
-Additive: TypeAlias = Literal["group", "step"]
+Additive: TypeAlias = Literal["group", "group_step", "step"]
+"""What a loss is a sum over: whole groups, the steps of whole groups, or the steps of rows."""
 Metric: TypeAlias = tuple[Tensor, Tensor]
 """A metric of a piece: (sum, count). Both are added over pieces and ranks, then divided."""
 
@@ -136,11 +137,11 @@ class Batch:
         """The row numbers of each piece that is computed at a time; arguments as `microbatches`."""
         rows = self.trajectory
         return cut(
-            self.group if additive_over == "group" else rows.prompt_of,
+            rows.prompt_of if additive_over == "step" else self.group,
             rows.prompt_of,
             steps=extents(rows.mask),
             prompts=prompt_lengths,
-            whole=additive_over == "group",
+            whole=additive_over != "step",
             within=within,
         )
 
@@ -159,8 +160,9 @@ class Batch:
             rows: At most this many rows a piece; None for all.
             steps: At most this many steps a piece; None for all.
             additive_over: What the objective's loss is a sum over. ``"group"`` keeps groups whole,
-                even above the bounds, and never cuts the step axis; ``"step"`` keeps the rows of a
-                prompt together as far as the bounds allow.
+                even above the bounds, and never cuts the step axis; ``"group_step"`` keeps groups
+                whole and cuts it; ``"step"`` keeps the rows of a prompt together as far as the
+                bounds allow.
             tokens: At most this many positions a piece, each prompt counted once; None for all.
             prompt_lengths: ``[P]`` positions of each prompt; None where prompts cost none.
 

@@ -31,7 +31,8 @@ from mmalign.functional.reference_free import alphapo, cpo, dpo_sft, mapo, orpo,
 from mmalign.functional.spread import best_of, mean_pairwise
 from mmalign.functional.squared import ipo, sppo_hard
 from mmalign.functional.stable import exp_bounded, log1mexp, masked_mean, masked_sum
-from mmalign.functional.surrogate import clipped_surrogate, kl, value_loss
+from mmalign.functional.step_pairs import step_pair
+from mmalign.functional.surrogate import clamped_surrogate, clipped_surrogate, kl, value_loss
 from mmalign.functional.unpaired import kto
 
 PAIRWISE: Mapping[str, Callable[..., Tensor]] = {
@@ -72,6 +73,7 @@ __all__ = [
     "bco",
     "best_of",
     "cdpo_smoothing",
+    "clamped_surrogate",
     "clipped_surrogate",
     "cpo",
     "discopop",
@@ -101,6 +103,7 @@ __all__ = [
     "rdpo",
     "simpo",
     "sppo_hard",
+    "step_pair",
     "stepwise_margin",
     "tied_rows",
     "value_loss",

@@ -51,6 +51,31 @@ def clipped_surrogate(
     return torch.where(advantage < 0, torch.minimum(loss, -advantage * dual_clip), loss)
 
 
+def clamped_surrogate(
+    log_probs: Tensor, behaviour: Tensor, advantage: Tensor, *, epsilon: float
+) -> Tensor:
+    """``-A clip(rho, 1 - epsilon, 1 + epsilon)`` with ``rho = exp(new - old)``, without the maximum.
+
+    Outside the band there is no gradient whatever the sign of A, so a step that has become too
+    likely or too unlikely is not brought back, as `clipped_surrogate` would.
+
+    Args:
+        log_probs: ``[B, T]`` nats, under the policy being trained.
+        behaviour: ``[B, T]`` nats, under the policy that sampled; no gradient.
+        advantage: ``[B, T]``; no gradient.
+        epsilon: Half the width of the band.
+
+    Returns:
+        ``[B, T]``, to be minimised; ``-A`` where the two policies agree, with the gradient of
+        ``-A log_probs`` there.
+
+    References:
+        DPOK 2305.16381, released code.
+    """
+    ratio = exp_bounded(log_probs - behaviour.detach())
+    return -advantage.detach() * ratio.clamp(1 - epsilon, 1 + epsilon)
+
+
 def kl(log_probs: Tensor, reference: Tensor, *, kind: KLKind) -> Tensor:
     """Estimates of ``KL(policy || reference)`` a step, from samples of the policy.
 
