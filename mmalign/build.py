@@ -11,6 +11,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from mmalign import invariants, references, rng
 from mmalign.objectives import KTO
 from mmalign.policy import ValueHead
+from mmalign.protocols import AGAINST
 from mmalign.run import Run
 from mmalign.trainer import Trainer
 from mmalign.unpaired import UnpairedSource
@@ -37,7 +38,7 @@ def build(run: Run) -> Trainer:
     policy.model.to(accelerator.device)
     start = getattr(getattr(run.policy, "lora", None), "path", None)
     reference = None
-    if run.objective.needs & {"reference", "kl"}:
+    if run.objective.needs & (AGAINST | {"reference"}):
         reference = references.chosen(run.reference, policy, start=start).build(policy)
     elif run.reference is not None:
         raise ValueError(

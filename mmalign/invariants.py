@@ -16,7 +16,7 @@ from mmalign.objectives.kto import KTO, APOZeroUnpaired
 from mmalign.objectives.pair import PairObjective
 from mmalign.optim import CRITIC
 from mmalign.policy import Policy
-from mmalign.protocols import Likelihood, Objective, Reference
+from mmalign.protocols import AGAINST, Likelihood, Objective, Reference
 from mmalign.types import Batch, Trajectory
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 5e-2}
@@ -68,9 +68,9 @@ def parts_fit(
         )
     if "reference" in objective.needs and reference is None:
         raise ValueError(f"{name} needs a reference and none was given")
-    if "kl" in objective.needs and getattr(reference, "network", None) is None:
+    if objective.needs & AGAINST and getattr(reference, "network", None) is None:
         raise ValueError(
-            f"{name} with the exact KL compares whole distributions, so it needs a reference that "
+            f"{name} with this KL compares what two networks say, so it needs a reference that "
             "is a network (frozen, lora_off or named_lora), not recorded scores"
         )
     if "values" in objective.needs and critic is None:

@@ -16,7 +16,9 @@ from mmalign.types import Additive, Batch, Loss, Output, Prompt, Scores, Traject
 
 Likelihood = Literal["exact", "bound"]
 Want = frozenset[str]
-"""Subset of {"entropy", "kl", "top_k_mass", "top_k_entropy", "features"}."""
+"""Subset of {"entropy", "kl", "prediction_distance", "top_k_mass", "top_k_entropy", "features"}."""
+AGAINST: Want = frozenset({"kl", "prediction_distance"})
+"""What compares the policy's network with the reference's."""
 
 
 @runtime_checkable
@@ -72,7 +74,7 @@ class Adapter(Protocol):
             model: The network that decides (bare, never a distributed wrapper).
             trajectory: B rows.
             want: Further quantities to return.
-            against: The reference network, where exact ``kl`` is wanted.
+            against: The reference network, where something of `AGAINST` is wanted.
         """
         ...
 
@@ -132,7 +134,7 @@ class Objective(Protocol):
         additive_over: How finely the loss may be divided: whole groups, the steps of whole groups,
             or single steps.
         needs: Subset of {"reference", "behaviour", "coupled", "values", "pairs", "exact", "bound",
-            "entropy", "kl"}:
+            "entropy", "kl", "prediction_distance"}:
             what must be supplied for the loss to be defined. "coupled" beside "behaviour" asks for
             log-probs under the policy even where a batch serves one update: credit takes statistics
             of the whole global batch from them.

@@ -46,6 +46,10 @@ OBJECTIVES = {
     "bco_pair": "mmalign.objectives:BCO",
     "kto": "mmalign.objectives:KTO",
     "apo_zero_unpaired": "mmalign.objectives:APOZeroUnpaired",
+    "d3po": "mmalign.objectives:D3PO",
+    "spo": "mmalign.objectives:SPO",
+    "dpok": "mmalign.objectives:DPOK",
+    "ddpo": "mmalign.objectives:DDPO",
     "latent_em": "mmalign.objectives:LatentEM",
     "logic": "mmalign.objectives:Logic",
 }

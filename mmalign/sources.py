@@ -165,6 +165,7 @@ class RolloutSource:
             group=torch.arange(len(prompts)).repeat_interleave(size),
             reward=reward,
             weight=trajectory.mask.float(),
+            prompt_id=torch.tensor([row for _, row in chosen]).repeat_interleave(size),
             metrics=_rollout_metrics(trajectory, reward, size),
         ).to(trajectory.mask.device)
 

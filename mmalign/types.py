@@ -64,6 +64,8 @@ class Batch:
         pair_weight: ``[N, 2, T]`` float32, weight of each step of a pair's (chosen, rejected) side;
             where present it stands in for ``weight`` in that pair's sums. 0 where masked.
         annotator: ``[B]`` int64, a number for whoever judged the row, or None.
+        prompt_id: ``[B]`` int64, the place of the row's prompt in the data set of its source, the
+            same in every batch, or None. Batches that are joined lose it.
         anchor: ``[B]`` what each row is compared with, a statistic of the global batch that credit
             took and that has no gradient (KTO's KL point), or None.
         pair_anchor: ``[N, 2]`` the same for a pair's (chosen, rejected) side, or None.
@@ -88,6 +90,7 @@ class Batch:
     coefficient: Tensor | None = None
     pair_weight: Tensor | None = None
     annotator: Tensor | None = None
+    prompt_id: Tensor | None = None
     anchor: Tensor | None = None
     pair_anchor: Tensor | None = None
     denominator: float = 0.0
@@ -107,7 +110,7 @@ class Batch:
     def rows(self, index: Tensor) -> Batch:
         """The rows at ``index`` (``[M]`` int64), with the pairs whose both sides are among them."""
         changes: dict[str, Any] = {"trajectory": self.trajectory.rows(index)}
-        for name in _PER_ROW:
+        for name in (*_PER_ROW, *_LOST_IN_COMPANY):
             value = getattr(self, name)
             changes[name] = None if value is None else value[index]
         if self.pairs is not None:
@@ -248,6 +251,8 @@ _PER_STEP = (
     "weight", "step_reward", "reference", "behaviour", "values", "returns", "advantage",
 )  # fmt: skip
 _PER_ROW = ("group", "reward", "label", "annotator", "anchor", *_PER_STEP)
+_LOST_IN_COMPANY = ("prompt_id",)
+"""Per row too; numbers of one source, which mean nothing beside those of another."""
 _PER_PAIR = ("coefficient", "pair_weight", "pair_anchor")
 
 
@@ -259,6 +264,8 @@ class Scores:
         log_probs: Nats; 0 where masked. A bound where the adapter's likelihood is a bound.
         entropy: Entropy of the step's distribution, nats, on request.
         kl: Exact KL of the step's distribution to the reference's, nats, on request.
+        prediction_distance: Of a denoiser: mean squared difference of its prediction to the
+            reference's, on request.
         top_k_mass: Probability of the k likeliest symbols, on request.
         top_k_entropy: Entropy of those symbols, renormalised, on request.
         features: ``[B, T, F]`` what is known before the step is taken; the critic's input.
@@ -268,6 +275,7 @@ class Scores:
     log_probs: Tensor
     entropy: Tensor | None = None
     kl: Tensor | None = None
+    prediction_distance: Tensor | None = None
     top_k_mass: Tensor | None = None
     top_k_entropy: Tensor | None = None
     features: Tensor | None = None

@@ -54,7 +54,7 @@ def clipped_surrogate(
 def clamped_surrogate(
     log_probs: Tensor, behaviour: Tensor, advantage: Tensor, *, epsilon: float
 ) -> Tensor:
-    """``-A clip(rho, 1 - epsilon, 1 + epsilon)`` with ``rho = exp(new - old)``, without the maximum.
+    """``-A clip(rho, 1 - epsilon, 1 + epsilon)``, ``rho = exp(new - old)``: no maximum is taken.
 
     Outside the band there is no gradient whatever the sign of A, so a step that has become too
     likely or too unlikely is not brought back, as `clipped_surrogate` would.

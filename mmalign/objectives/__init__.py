@@ -9,7 +9,9 @@ from collections.abc import Mapping
 
 from mmalign.objectives.absolute import NCA, SPPO, APODown, APOZero
 from mmalign.objectives.coupled import AOT, BCO, AOTUnpaired
+from mmalign.objectives.ddpo import DDPO
 from mmalign.objectives.dpo import DPO
+from mmalign.objectives.dpok import DPOK
 from mmalign.objectives.grpo import GRPO
 from mmalign.objectives.ipo import IPO
 from mmalign.objectives.kto import KTO, APOZeroUnpaired
@@ -30,6 +32,7 @@ from mmalign.objectives.opa_dpo import OPADPO
 from mmalign.objectives.ppo import PPO
 from mmalign.objectives.reference_free import CPO, ORPO, AlphaPO, MaPO, SimPO
 from mmalign.objectives.sft import SFT
+from mmalign.objectives.step_pair import D3PO, SPO
 from mmalign.protocols import Objective
 
 OBJECTIVES: Mapping[str, type[Objective]] = {
@@ -62,6 +65,10 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
     "bco_pair": BCO,
     "kto": KTO,
     "apo_zero_unpaired": APOZeroUnpaired,
+    "d3po": D3PO,
+    "spo": SPO,
+    "dpok": DPOK,
+    "ddpo": DDPO,
     "latent_em": LatentEM,
     "logic": Logic,
 }
@@ -70,7 +77,10 @@ __all__ = [
     "AOT",
     "BCO",
     "CPO",
+    "D3PO",
+    "DDPO",
     "DPO",
+    "DPOK",
     "EXO",
     "FDPO",
     "GRPO",
@@ -83,6 +93,7 @@ __all__ = [
     "ORPO",
     "PPO",
     "SFT",
+    "SPO",
     "SPPO",
     "AOTUnpaired",
     "APODown",

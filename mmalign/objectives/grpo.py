@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,10 +11,8 @@ from mmalign import functional, pairing
 from mmalign.distributed import all_gather
 from mmalign.functional.advantage import Scale
 from mmalign.objectives import policy_gradient
-from mmalign.objectives.policy_gradient import Aggregate
+from mmalign.objectives.policy_gradient import Aggregate, KLTerm
 from mmalign.types import Additive, Batch, Loss, Scores
-
-KLTerm = Literal["k1", "k2", "k3", "exact"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +33,8 @@ class GRPO:
         epsilon_high: How far it may rise above 1; None for ``epsilon``.
         beta: Weight of the KL to the reference; 0 needs no reference.
         kl: Estimate of the KL from the sampled step (`functional.kl` says what gradient each has),
-            or "exact": the closed form the policy gives for its steps.
+            "exact": the closed form the policy gives for its steps, or "prediction": the mean
+            squared difference of a denoiser's (guided) predictions to the reference's.
         scale: What advantages are divided by: deviation of the group, of the whole batch over all
             processes, or nothing.
         population: Deviation over n instead of n - 1.
@@ -83,7 +81,7 @@ class GRPO:
         """What sampled the batch, unless it is used once, and with beta the reference."""
         found = {"behaviour"} if self.allow_bound else {"behaviour", "exact"}
         if self.beta > 0:
-            found.add("kl" if self.kl == "exact" else "reference")
+            found.add(policy_gradient.kl_need(self.kl))
         return frozenset(found)
 
     @torch.no_grad()
@@ -141,17 +139,10 @@ class GRPO:
             scores, behaviour, batch, epsilon=self.epsilon, epsilon_high=self.epsilon_high
         )
         if self.beta > 0:
-            divergence = self._kl(scores, batch)
+            divergence = policy_gradient.kl_term(scores, batch, kind=self.kl)
             each = each + self.beta * divergence
             metrics["kl"] = policy_gradient.mean_of_steps(divergence, batch)
         return policy_gradient.summed(each, batch, metrics)
-
-    def _kl(self, scores: Scores, batch: Batch) -> Tensor:
-        if self.kl == "exact":
-            assert scores.kl is not None, "the exact KL was not asked of the policy"
-            return scores.kl
-        assert batch.reference is not None, "the reference was not scored"
-        return functional.kl(scores.log_probs, batch.reference, kind=self.kl)
 
 
 def group_metrics(reward: Tensor, group: Tensor) -> dict[str, tuple[float, float]]:

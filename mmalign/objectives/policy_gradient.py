@@ -9,10 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmalign import functional
 from mmalign.functional import exp_bounded, masked_sum
 from mmalign.types import Batch, Loss, Metric, Scores
 
 Aggregate = Literal["sequence", "token", "constant"]
+KLTerm = Literal["k1", "k2", "k3", "exact", "prediction"]
 
 
 def check_aggregate(aggregate: Aggregate, max_length: int | None) -> None:
@@ -74,6 +76,31 @@ def mean_of_steps(each: Tensor, batch: Batch) -> Metric:
     """A metric that is the mean of ``each`` over the scored steps."""
     chosen = each.detach()[scored(batch)]
     return chosen.sum(), chosen.new_tensor(float(chosen.numel()))
+
+
+def kl_need(kind: KLTerm) -> str:
+    """What has to be supplied for a KL term: see `Objective.needs`."""
+    return {"exact": "kl", "prediction": "prediction_distance"}.get(kind, "reference")
+
+
+def kl_term(scores: Scores, batch: Batch, *, kind: KLTerm) -> Tensor:
+    """``[B, T]`` distance to the reference: the policy's own account of it, or an estimate.
+
+    Raises:
+        ValueError: The policy has no predictions to compare.
+    """
+    if kind == "exact":
+        assert scores.kl is not None, "the exact KL was not asked of the policy"
+        return scores.kl
+    if kind == "prediction":
+        if scores.prediction_distance is None:
+            raise ValueError(
+                "kl='prediction' compares what denoising networks predict, and this policy's "
+                "network predicts symbols; use 'k3' or 'exact'"
+            )
+        return scores.prediction_distance
+    assert batch.reference is not None, "the reference was not scored"
+    return functional.kl(scores.log_probs, batch.reference, kind=kind)
 
 
 @torch.no_grad()

@@ -11,7 +11,10 @@ from mmalign.objectives import (
     AOT,
     BCO,
     CPO,
+    D3PO,
+    DDPO,
     DPO,
+    DPOK,
     EXO,
     FDPO,
     GRPO,
@@ -22,6 +25,7 @@ from mmalign.objectives import (
     OBJECTIVES,
     ORPO,
     PPO,
+    SPO,
     SPPO,
     AlphaPO,
     AOTUnpaired,
@@ -81,6 +85,11 @@ TABLE = [
     GRPO(beta=0.1, kl="exact", population=True),
     PPO(),
     PPO(entropy_coefficient=0.1, kl_coefficient=0.2, dual_clip=3.0, whiten_rewards=True),
+    D3PO(clip=0.9),
+    SPO(clip=0.9),
+    DPOK(epsilon=0.2, kl="exact", kl_weight=0.1),
+    DPOK(epsilon=0.2, kl="k2", kl_weight=10.0),
+    DDPO(epsilon=0.2),
 ]
 NAMES = [f"{type(o).__name__}-{i}" for i, o in enumerate(TABLE)]
 every_objective = pytest.mark.parametrize("objective", TABLE, ids=NAMES)
@@ -197,7 +206,7 @@ def test_two_batches_in_one_are_the_sum(objective):
 
     But for the statistics that are taken over the whole batch by definition.
     """
-    whole = isinstance(objective, PPO) or (
+    whole = isinstance(objective, PPO | DDPO) or (
         isinstance(objective, GRPO) and objective.scale == "batch"
     )
     if whole or "coupled" in objective.needs:
@@ -306,6 +315,17 @@ CHANGES = [
     (PPO, {"value_clip": None}),
     (PPO, {"value_coefficient": 0.5}),
     (PPO, {"entropy_coefficient": 0.1}),
+    (D3PO, {"beta": 0.3}),
+    (D3PO, {"clip": 0.5}),
+    (SPO, {"beta": 0.3}),
+    (SPO, {"clip": 0.5}),
+    (DPOK, {"kl": "k2", "epsilon": 0.3}),
+    (DPOK, {"kl": "k2", "reward_weight": 1.0}),
+    (DPOK, {"kl": "k2", "kl_weight": 1.0}),
+    (DPOK, {"kl": "exact", "kl_weight": 1.0}),
+    (DPOK, {"kl": "k2", "value_coefficient": 3.0}),
+    (DDPO, {"epsilon": 0.3}),
+    (DDPO, {"epsilon": 0.3, "advantage_clip": 0.3}),
 ]
 
 
@@ -318,10 +338,10 @@ def test_no_setting_is_dead():
         for other in seen.setdefault(kind, []):
             assert other.shape != gradient.shape or (other - gradient).abs().max() > 1e-6, change
         seen[kind].append(gradient)
-    # "allow_bound" acts on what is admitted, not on the loss; "rate" and "lowest" on later batches.
+    # "allow_bound" acts on what is admitted, not on the loss; the others on later batches.
     for kind in seen:
         tried = {name for k, change in CHANGES if k is kind for name in change}
-        tried |= {"allow_bound", "rate", "lowest"}
+        tried |= {"allow_bound", "rate", "lowest", "buffer_size", "min_count"}
         assert {f.name for f in fields(kind)} <= tried
 
 
@@ -336,6 +356,13 @@ def test_needs():
     assert PPO(kl_coefficient=0.0).needs == {"exact", "behaviour", "values"}
     assert "entropy" in PPO(entropy_coefficient=0.01).needs
     assert "exact" not in PPO(allow_bound=True).needs
+    assert D3PO().needs == SPO().needs == {"reference", "exact"}
+    assert DPOK().needs == {"exact", "behaviour", "values", "prediction_distance"}
+    assert DPOK(kl="exact").needs == {"exact", "behaviour", "values", "kl"}
+    assert DPOK(kl="k3").needs == {"exact", "behaviour", "values", "reference"}
+    assert DPOK(kl_weight=0.0).needs == {"exact", "behaviour", "values"}
+    assert DDPO().needs == {"exact", "behaviour"}
+    assert D3PO().additive_over == "group_step"
     assert [o().additive_over for o in (DPO, IPO, GRPO, PPO)] == ["group", "group", "step", "step"]
 
 
@@ -367,6 +394,12 @@ def test_needs():
         (PPO, {"gamma": -0.5}, "gamma=-0.5"),
         (PPO, {"dual_clip": 0.5}, "dual_clip=0.5"),
         (PPO, {"kl_coefficient": -0.1}, "kl_coefficient=-0.1"),
+        (D3PO, {"beta": 0.0}, "beta=0.0"),
+        (SPO, {"clip": 1.0}, "clip=1.0"),
+        (DPOK, {"epsilon": 0.0}, "epsilon=0.0"),
+        (DPOK, {"kl_weight": -1.0}, "kl_weight=-1.0"),
+        (DDPO, {"advantage_clip": 0.0}, "advantage_clip=0.0"),
+        (DDPO, {"min_count": 17}, "min_count=17"),
     ],
 )
 def test_senseless_settings_are_refused(kind, settings, message):
