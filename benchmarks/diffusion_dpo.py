@@ -85,7 +85,7 @@ def prepare(settings: Settings, folder: Path) -> None:
     for step, batch in zip(range(settings["steps"] + 1), run.source.build(policy, seed=0)):  # noqa: B905
         rows = {name: value[:, 0] for name, value in batch.trajectory.stepwise.items()}
         posterior = family.pipe.vae.encode(_images(folder, batch.trajectory.outputs)).latent_dist
-        unscaled = family.from_latents(rows["latent"])
+        unscaled = family.latents.from_latents(rows["latent"])
         draws[f"{step}.vae"] = ((unscaled - posterior.mean) / posterior.std).detach().contiguous()
         draws[f"{step}.noise"] = rows["noise"][::2].contiguous()
         draws[f"{step}.timestep"] = rows["timestep"][::2].long().contiguous()

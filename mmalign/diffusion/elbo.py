@@ -16,10 +16,10 @@ from mmalign.diffusion.processes import TimestepDraw, draw_quantiles
 from mmalign.diffusion.sampling import (
     Asked,
     Denoising,
+    conditions,
     feature_size,
     features,
     guided,
-    texts_of,
     walk,
 )
 from mmalign.protocols import Likelihood, Want
@@ -61,7 +61,7 @@ class ElboAdapter:
     ``log_probs[b, t]`` is minus one half of the mean squared error over the latent, divided by the
     number of draws. With one draw, DPO on it is the published Diffusion-DPO loss at the same beta.
 
-    ``stepwise`` holds ``latent`` and ``noise`` ``[B, T, C, H, W]``, ``timestep`` and ``level``
+    ``stepwise`` holds ``latent`` and ``noise`` ``[B, T, ...]``, ``timestep`` and ``level``
     ``[B, T]``. Noise and timestep are drawn once per prompt: its rows, hence both sides of a pair,
     and the reference see the same.
 
@@ -76,7 +76,8 @@ class ElboAdapter:
         self.family = family
         self.settings = settings
         # A bound is of the conditional network, however pictures are sampled.
-        self.unguided = replace(settings.denoising, guidance_scale=1.0)
+        scale = family.guidance.of_bound(settings.denoising.guidance_scale)
+        self.unguided = replace(settings.denoising, guidance_scale=scale)
         self.feature_size = feature_size(family)
 
     def encode(
@@ -94,11 +95,11 @@ class ElboAdapter:
         settings = self.settings
         flat = [output for group in outputs for output in group]
         images = [
-            pictures.checked(output, row, size=self.family.size, resize=settings.resize)
+            pictures.checked(output, row, size=self.family.latents.size, resize=settings.resize)
             for row, output in enumerate(flat)
         ]
         draws = [self._draw(generator) for generator in generators]
-        shape = self.family.latent_shape
+        shape = self.family.latents.shape
         noise = None
         if settings.latent == "sample":
             noise = torch.cat(
@@ -126,7 +127,7 @@ class ElboAdapter:
     ) -> Trajectory:
         """``group_size`` pictures of each prompt; their own final latents are what is scored."""
         settings = self.settings.denoising
-        embedded = self.family.embed(texts_of(prompts))
+        embedded = conditions(self.family, prompts)
         found = walk(
             self.family,
             model,
@@ -168,7 +169,7 @@ class ElboAdapter:
         noisy = process.noised(at["latent"], at["noise"], at["level"])
         answer = guided(self.family, model, noisy, at["timestep"], asked, settings=self.unguided)
         target = process.target(at["latent"], at["noise"], at["level"])
-        error = (target - answer).square().mean(dim=(1, 2, 3)).view(shape)
+        error = (target - answer).square().mean(dim=tuple(range(1, answer.ndim))).view(shape)
         log_probs = -0.5 / self.settings.draws * error
         seen = None
         if "features" in want:
@@ -191,7 +192,7 @@ class ElboAdapter:
         saving.save(self.family, model, directory)
 
     def _draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Quantiles ``[T]`` and noise ``[T, C, H, W]`` of one prompt."""
+        """Quantiles ``[T]`` and noise ``[T, ...]`` of one prompt."""
         settings = self.settings
         quantile = draw_quantiles(
             (settings.draws,),
@@ -199,7 +200,7 @@ class ElboAdapter:
             within=settings.timestep_range,
             draw=settings.timestep_draw,
         )
-        shape = (settings.draws, *self.family.latent_shape)
+        shape = (settings.draws, *self.family.latents.shape)
         return quantile, torch.randn(shape, generator=generator)
 
     def _trajectory(
@@ -218,9 +219,9 @@ class ElboAdapter:
         return Trajectory(
             mask=torch.ones(len(clean), steps, dtype=torch.bool, device=device),
             prompt_of=prompt_of,
-            static=self.family.embed(texts_of(prompts)),
+            static=conditions(self.family, prompts),
             stepwise={
-                "latent": clean[:, None].expand(-1, steps, -1, -1, -1),
+                "latent": clean[:, None].expand(-1, steps, *clean.shape[1:]),
                 "noise": noise[prompt_of],
                 "timestep": timestep[prompt_of],
                 "level": level[prompt_of],

@@ -1,78 +1,107 @@
-"""What the adapters need to know about a family of pipelines, and which families there are.
+"""A pipeline in parts, and which pipelines there are.
 
-A family is one small file: how prompts are embedded, how its network is called, how pictures become
-latents and back. Everything else (moves, bounds, guidance, trajectories) is shared.
+What differs between pipelines is declared, part by part, in one small file each: how prompts are
+embedded, how the network is called, what the VAE's latents look like, how noise is taken away and
+how a guidance scale acts. Everything else (moves, bounds, trajectories, saving) is shared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from mmalign.diffusion.frozen import Frozen, Texts
+from mmalign.diffusion.frozen import Texts
+from mmalign.diffusion.guidance import ClassifierFree, Guidance
+from mmalign.diffusion.latents import Latents, settings_of
+from mmalign.diffusion.options import Options
 from mmalign.diffusion.processes import Process
 
 Conditioning = Mapping[str, Tensor]
 """What the network reads of a prompt, by name; the first axis is prompts or rows."""
 
-# Class of a diffusers pipeline -> our family.
+# Class of a diffusers pipeline -> what takes it apart.
 FAMILIES = {
-    "StableDiffusionPipeline": "mmalign.diffusion.stable_diffusion:StableDiffusion",
-    "StableDiffusion3Pipeline": "mmalign.diffusion.stable_diffusion_3:StableDiffusion3",
+    "StableDiffusionPipeline": "mmalign.diffusion.stable_diffusion:stable_diffusion",
+    "StableDiffusion3Pipeline": "mmalign.diffusion.stable_diffusion_3:stable_diffusion_3",
 }
 
+# Attention and feed-forward layers of UNets and transformers; embeddings and norms stay untouched.
+LORA_TARGETS = (
+    r".*(attn|attn1|attn2)\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
+    r"|.*(ff|ff_context)\.net\.(0\.proj|2)"
+)
 
-class Family(Protocol):
-    """A loaded pipeline, seen by an adapter. Everything but the network is frozen.
+
+class Predict(Protocol):
+    """How a network is called."""
+
+    def __call__(
+        self, model: nn.Module, latent: Tensor, timestep: Tensor, given: Conditioning, /
+    ) -> Tensor:
+        """The network's output ``[B, *shape]`` at timesteps ``[B]``.
+
+        Args:
+            model: The network, or what stands in its place.
+            latent: ``[B, *shape]`` in the network's precision.
+            timestep: ``[B]`` as the process counts.
+            given: Conditions by name, ``[B, ...]``.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """A loaded pipeline, taken apart. Everything but the network is frozen.
 
     Attributes:
         pipe: The diffusers pipeline.
         network_name: The pipeline's component that decides: "unet" or "transformer".
         process: Its noise process.
-        latent_shape: (C, H, W) of a picture's latent.
-        size: Height and width of a picture in pixels.
-        text_size: Width of the states a prompt is embedded into.
-        embed: Prompts as the network reads them; ``states`` ``[P, L, text_size]`` is among them.
-        posteriors: Pictures as the VAE sees them.
+        latents: Its VAE.
+        embed: Prompts as the network reads them; ``states`` ``[P, L, text_size]`` is among them,
+            and ``mask`` ``[P, L]`` where not all of them are read.
+        text_size: Width of the states.
+        predict: How the network is called.
+        guidance: How a guidance scale acts.
+        lora_targets: What "all-linear" means for a LoRA: a regular expression on module names.
+        settings: What else predictions depend on, in words.
     """
 
-    pipe: Any
-    network_name: str
+    pipe: Any = field(repr=False)
+    network_name: str = "transformer"
     process: Process
-    latent_shape: tuple[int, int, int]
-    size: tuple[int, int]
+    latents: Latents
+    embed: Texts = field(repr=False)
     text_size: int
-    embed: Texts
-    posteriors: Frozen
-
-    def predict(
-        self, model: nn.Module, latent: Tensor, timestep: Tensor, conditioning: Conditioning
-    ) -> Tensor:
-        """The network's output ``[B, C, H, W]`` at timesteps ``[B]``."""
-        ...
-
-    def to_latents(self, posterior: Tensor) -> Tensor:
-        """What the VAE says, scaled as the network wants it."""
-        ...
-
-    def from_latents(self, latent: Tensor) -> Tensor:
-        """The inverse of `to_latents`."""
-        ...
+    predict: Predict = field(repr=False)
+    guidance: Guidance = field(default_factory=ClassifierFree)
+    lora_targets: str = LORA_TARGETS
+    settings: str = ""
 
     def describe(self) -> str:
         """Everything but weights that predictions and moves depend on."""
+        scheduler = settings_of(self.pipe.scheduler)
+        return f"{type(self.pipe).__name__}({scheduler}, {self.latents.shape}, {self.settings})"
+
+
+class Build(Protocol):
+    """What a family's file offers."""
+
+    def __call__(self, pipe: Any, options: Options, /) -> Family:
+        """Take a loaded pipeline apart.
+
+        Raises:
+            ValueError: The options do not fit it.
+        """
         ...
 
-    def save_lora(self, directory: str, tensors: Mapping[str, Tensor], config: Any) -> None:
-        """Write a LoRA as `pipe.load_lora_weights` reads it."""
-        ...
 
-
-def family_of(class_name: str) -> type[Any]:
-    """The family of a pipeline class.
+def family_of(class_name: str) -> Build:
+    """What takes pipelines of a class apart.
 
     Raises:
         ValueError: The pipeline is of no family we know.
@@ -83,36 +112,5 @@ def family_of(class_name: str) -> type[Any]:
             f"{', '.join(FAMILIES)}"
         )
     module, _, name = FAMILIES[class_name].partition(":")
-    found: type[Any] = getattr(import_module(module), name)
+    found: Build = getattr(import_module(module), name)
     return found
-
-
-def settings_of(part: Any) -> dict[str, Any]:
-    """The config of a part, without where it was loaded from and who wrote it."""
-    return {k: v for k, v in dict(part.config).items() if not k.startswith("_")}
-
-
-def posteriors_of(pipe: Any, *, network: str, cache: str | None) -> Frozen:
-    """The VAE of a pipeline, with its answers."""
-    return Frozen(
-        pipe,
-        network=network,
-        parts=("vae",),
-        settings=f"mean and std of the posterior, {settings_of(pipe.vae)}",
-        folder=cache,
-    )
-
-
-def latent_side(size: int | None, *, sample_size: int, factor: int, multiple: int) -> int:
-    """Latent height and width for a picture's side in pixels; None for the network's own.
-
-    Raises:
-        ValueError: The side does not divide into latents as the network needs it.
-    """
-    side = sample_size * factor if size is None else size
-    if side <= 0 or side % (factor * multiple):
-        raise ValueError(
-            f"size={side} pixels does not fit this model; it must be a multiple of "
-            f"{factor * multiple}"
-        )
-    return side // factor

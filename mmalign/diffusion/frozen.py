@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmalign import fingerprints
+from mmalign.diffusion.options import Options
 from mmalign.store import TensorStore
 
 MEMORY_BYTES = 256 * 2**20
@@ -24,6 +25,7 @@ QUIET_BATCHES = 8
 CPU = torch.device("cpu")
 
 Entry = dict[str, Tensor]
+Embed = Callable[[list[str]], Mapping[str, Tensor]]
 
 
 def seat(now: torch.device, network: torch.device, quiet: int) -> torch.device:
@@ -163,11 +165,13 @@ class Reader:
         tokenizer: Of transformers.
         limit: Tokens the encoder reads, special ones included.
         encoder: What it is called in messages.
+        prepare: What the pipeline does to a text before it is cut into tokens.
     """
 
     tokenizer: Any
     limit: int
     encoder: str
+    prepare: Callable[[str], str] = str
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text.
@@ -175,7 +179,7 @@ class Reader:
         Raises:
             ValueError: A text is longer than what the encoder reads: it would be read in part.
         """
-        found: list[list[int]] = self.tokenizer(list(texts)).input_ids
+        found: list[list[int]] = self.tokenizer([self.prepare(t) for t in texts]).input_ids
         for text, ids in zip(texts, found, strict=True):
             if len(ids) > self.limit:
                 raise ValueError(
@@ -200,6 +204,7 @@ class Texts:
         frozen: The text encoders.
         readers: Their tokenizers.
         embed: Texts to tensors whose first axis is the text; called with the encoders in place.
+        empty: What stands for no prompt, ``[1, ...]``, likewise; None for an empty text.
     """
 
     def __init__(
@@ -207,11 +212,13 @@ class Texts:
         frozen: Frozen,
         *,
         readers: Sequence[Reader],
-        embed: Callable[[list[str]], Mapping[str, Tensor]],
+        embed: Embed,
+        empty: Callable[[], Mapping[str, Tensor]] | None = None,
     ) -> None:
         self.frozen = frozen
         self.readers = readers
         self.embed = embed
+        self.unprompted = empty
         self._empty: Entry | None = None
 
     def __call__(self, texts: Sequence[str]) -> Entry:
@@ -227,13 +234,45 @@ class Texts:
         return self.frozen(keys, lambda missing: self.embed([texts[i] for i in missing]))
 
     def empty(self) -> Entry:
-        """The embedding of the empty prompt, ``[1, ...]``, which guidance asks for at every move.
+        """What stands for no prompt, ``[1, ...]``, which guidance asks for at every move.
 
         Kept apart, so that asking for it is no batch without a miss.
         """
         if self._empty is None:
-            self._empty = self([""])
+            answer = self.unprompted
+            none = fingerprints.content_key(["no prompt"])
+            self._empty = self([""]) if answer is None else self.frozen([none], lambda _: answer())
         return {name: value.to(self.frozen.device) for name, value in self._empty.items()}
+
+
+def texts_by(
+    pipe: Any,
+    options: Options,
+    *,
+    network: str,
+    parts: Sequence[str],
+    readers: Sequence[Reader],
+    embed: Embed,
+    empty: Callable[[], Mapping[str, Tensor]] | None = None,
+    settings: str = "",
+) -> Texts:
+    """Prompts as a pipeline's text encoders embed them.
+
+    Args:
+        pipe: The pipeline.
+        options: The run's.
+        network: The component that is trained.
+        parts: The encoders.
+        readers: Tokenizers whose encoder must read every prompt to its end.
+        embed: As in `Texts`.
+        empty: As in `Texts`.
+        settings: What else embeddings depend on, in words.
+    """
+    described = [reader.describe() for reader in readers] + [settings] * bool(settings)
+    frozen = Frozen(
+        pipe, network=network, parts=parts, settings="; ".join(described), folder=options.cache
+    )
+    return Texts(frozen, readers=readers, embed=embed, empty=empty)
 
 
 def _size(entry: Entry) -> int:

@@ -3,6 +3,9 @@
 A move of a latent ``x`` is a Gaussian step ``x' = mean + std * z``. Levels say how noisy a latent
 is: the cumulative product of alphas of a diffusion (1 is clean), the sigma of a rectified flow (0
 is clean). Everything is float32: in half precision the ratio of two nearly equal densities is lost.
+
+A latent has whatever axes its pipeline gives it, ``[B, ...]``: channels, height and width of a
+picture, frames as well of a clip.
 """
 
 from __future__ import annotations
@@ -28,17 +31,17 @@ def clean_and_noise(
     """What a diffusion network's output says about the clean latent and the noise in ``x``.
 
     Args:
-        x: ``[B, C, H, W]`` noisy latent, ``sqrt(alpha) clean + sqrt(1 - alpha) noise``.
-        prediction: ``[B, C, H, W]`` the network's output.
+        x: ``[B, ...]`` noisy latent, ``sqrt(alpha) clean + sqrt(1 - alpha) noise``.
+        prediction: ``[B, ...]`` the network's output.
         alpha: ``[B]`` cumulative alpha of ``x``, in (0, 1).
         prediction_type: What the network predicts; v is
             ``sqrt(alpha) noise - sqrt(1 - alpha) clean``.
 
     Returns:
-        Clean latent and noise, each ``[B, C, H, W]`` float32.
+        Clean latent and noise, each ``[B, ...]`` float32.
     """
     x, prediction = x.float(), prediction.float()
-    signal, spread = _wide(alpha).sqrt(), (1 - _wide(alpha)).sqrt()
+    signal, spread = wide(alpha, x).sqrt(), (1 - wide(alpha, x)).sqrt()
     if prediction_type == "epsilon":
         return (x - spread * prediction) / signal, prediction
     if prediction_type == "v_prediction":
@@ -61,8 +64,8 @@ def ddim_move(
     ``sqrt(a') clean + sqrt(1 - a' - std^2) noise``.
 
     Args:
-        x: ``[B, C, H, W]`` latent before the move.
-        prediction: ``[B, C, H, W]`` the (guided) output of the network at ``x``.
+        x: ``[B, ...]`` latent before the move.
+        prediction: ``[B, ...]`` the (guided) output of the network at ``x``.
         alpha: ``[B]`` cumulative alpha before the move.
         alpha_next: ``[B]`` after it; the scheduler's final value for the last move. Where it is 1
             the move is deterministic and ``std`` is 0: such a move must not be scored.
@@ -70,7 +73,7 @@ def ddim_move(
         prediction_type: What the network predicts.
 
     Returns:
-        mean ``[B, C, H, W]`` and std ``[B]``, float32, finite at both ends.
+        mean ``[B, ...]`` and std ``[B]``, float32, finite at both ends.
 
     References:
         2010.02502 equations 12 and 16; used as a policy's step in 2305.13301.
@@ -80,7 +83,7 @@ def ddim_move(
     variance = (1 - after) / (1 - before) * (1 - before / after)
     std = eta * variance.clamp(min=0).sqrt()
     direction = (1 - after - std.square()).clamp(min=0).sqrt()
-    return _wide(after.sqrt()) * clean + _wide(direction) * noise, std
+    return wide(after.sqrt(), x) * clean + wide(direction, x) * noise, std
 
 
 def flow_sde_move(
@@ -94,14 +97,14 @@ def flow_sde_move(
     is taken at the next level.
 
     Args:
-        x: ``[B, C, H, W]`` latent before the move, ``(1 - sigma) clean + sigma noise``.
-        velocity: ``[B, C, H, W]`` the (guided) output of the network, noise minus clean.
+        x: ``[B, ...]`` latent before the move, ``(1 - sigma) clean + sigma noise``.
+        velocity: ``[B, ...]`` the (guided) output of the network, noise minus clean.
         sigma: ``[B]`` level before the move, in (0, 1].
         sigma_next: ``[B]`` level after it, smaller.
         noise_level: The factor ``a`` (published: 0.7); 0 gives the Euler step of the ODE.
 
     Returns:
-        mean ``[B, C, H, W]`` and std ``[B]``, float32.
+        mean ``[B, ...]`` and std ``[B]``, float32.
 
     References:
         Flow-GRPO, 2505.05470, equation 9.
@@ -112,10 +115,10 @@ def flow_sde_move(
     s_squared = noise_level**2 * before / (1 - bounded)
     dt = after - before
     drift = s_squared / (2 * before)
-    mean = x * _wide(1 + drift * dt) + velocity * _wide((1 + drift * (1 - before)) * dt)
+    mean = x * wide(1 + drift * dt, x) + velocity * wide((1 + drift * (1 - before)) * dt, x)
     return mean, s_squared.sqrt() * (-dt).sqrt()
 
 
-def _wide(per_row: Tensor) -> Tensor:
-    """``[B]`` to ``[B, 1, 1, 1]``."""
-    return per_row.float()[:, None, None, None]
+def wide(per_row: Tensor, like: Tensor) -> Tensor:
+    """``[B]`` float32 with as many axes as ``like`` has, to be multiplied with it row by row."""
+    return per_row.float().view(-1, *[1] * (like.ndim - 1))

@@ -11,16 +11,18 @@ from torch import Tensor, nn
 
 from mmalign.diffusion import pictures, saving
 from mmalign.diffusion.families import Family
+from mmalign.diffusion.moves import wide
 from mmalign.diffusion.sampling import (
     Asked,
     Denoising,
+    conditions,
+    density,
     feature_size,
     features,
     guided,
-    texts_of,
     walk,
 )
-from mmalign.functional import gaussian_kl, gaussian_log_probs
+from mmalign.functional import gaussian_kl
 from mmalign.protocols import Likelihood, Want
 from mmalign.types import Output, Prompt, Scores, Trajectory
 
@@ -53,7 +55,7 @@ class PathSettings:
 class PathAdapter:
     """Samples and scores denoising moves; see `mmalign.protocols.Adapter`.
 
-    ``stepwise`` holds, per row and move: ``latent`` and ``next`` ``[B, T, C, H, W]``, ``timestep``,
+    ``stepwise`` holds, per row and move: ``latent`` and ``next`` ``[B, T, ...]``, ``timestep``,
     ``level`` and ``level_next`` ``[B, T]``. Moves without noise are masked.
 
     Args:
@@ -95,7 +97,7 @@ class PathAdapter:
     ) -> Trajectory:
         """``group_size`` paths of each prompt, and the pictures they end in."""
         settings = self.settings.denoising
-        static = self.family.embed(texts_of(prompts))
+        static = conditions(self.family, prompts)
         prompt_of = torch.arange(len(prompts)).repeat_interleave(group_size)
         found = walk(
             self.family,
@@ -155,12 +157,11 @@ class PathAdapter:
         prompts = {k: v.to(device) for k, v in trajectory.static.items()}
         asked = Asked(prompts=prompts, prompt_of=trajectory.prompt_of.to(device)[row])
         mean, std = self._move(model, at, asked)
-        wide = std[:, None, None, None]
-        found = {"log_probs": gaussian_log_probs(at["next"], mean, wide)}
+        found = {"log_probs": density(at["next"], mean, std)}
         if against is not None and "kl" in want:
             with torch.no_grad():
                 reference, _ = self._move(against, at, asked)
-            found["kl"] = gaussian_kl(mean, reference, wide)
+            found["kl"] = gaussian_kl(mean, reference, wide(std, mean), latent_dims=mean.ndim - 1)
         if "features" in want:
             found["features"] = features(at["latent"], at["timestep"], asked)
         return Scores(**{name: _scatter(value, mask, row, step) for name, value in found.items()})

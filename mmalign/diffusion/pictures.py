@@ -52,7 +52,7 @@ def encode(
     noise: Tensor | None,
     rows_per_forward: int,
 ) -> Tensor:
-    """Pictures to scaled latents ``[B, C, H, W]`` float32.
+    """Pictures to scaled latents ``[B, ...]`` float32.
 
     A picture's id is a hash of its pixels as they are given here, so after checks and resizing. The
     VAE sees each distinct picture once; what is remembered is mean and standard deviation of its
@@ -61,37 +61,34 @@ def encode(
     Args:
         family: Holds the VAE.
         pictures: RGB, of the model's size.
-        noise: ``[B, C, H, W]`` for a draw from the VAE's posterior; None for its mean.
+        noise: ``[B, ...]`` for a draw from the VAE's posterior; None for its mean.
         rows_per_forward: Pictures encoded at a time.
     """
-    vae = family.pipe.vae
+    latents = family.latents
     pixels = [torch.from_numpy(np.array(picture)) for picture in pictures]
 
     def answer(missing: list[int]) -> dict[str, Tensor]:
         means, stds = [], []
         for part in torch.stack([pixels[i] for i in missing]).split(rows_per_forward):
             scaled = part.permute(0, 3, 1, 2).float() / 127.5 - 1.0
-            posterior = vae.encode(scaled.to(vae.device, vae.dtype)).latent_dist
-            means.append(posterior.mean.float())
-            stds.append(posterior.std.float())
+            mean, std = latents.read(scaled)
+            means.append(mean)
+            stds.append(std)
         return {"mean": torch.cat(means), "std": torch.cat(stds)}
 
-    found = family.posteriors([content_key(value) for value in pixels], answer)
+    found = latents.posteriors([content_key(value) for value in pixels], answer)
     latent = found["mean"]
     if noise is not None:
         latent = latent + found["std"] * noise.to(latent.device)
-    return family.to_latents(latent)
+    return latents.to_latents(latent)
 
 
 @torch.no_grad()
 def decode(family: Family, latents: Tensor, *, rows_per_forward: int) -> list[Output]:
-    """Scaled latents ``[B, C, H, W]`` to PIL pictures, as the pipeline itself does it."""
-    vae, images = family.pipe.vae, []
-    family.posteriors.settle(needed=True)
+    """Scaled latents ``[B, ...]`` to PIL pictures, as the pipeline itself does it."""
+    family.latents.posteriors.settle(needed=True)
+    images: list[Output] = []
     for part in latents.split(rows_per_forward):
-        scaled = family.from_latents(part).to(vae.device, vae.dtype)
-        # Within autocast a picture would be another one than outside of it.
-        with torch.autocast(vae.device.type, enabled=False):
-            decoded = vae.decode(scaled, return_dict=False)[0]
-        images += family.pipe.image_processor.postprocess(decoded.float(), output_type="pil")
+        decoded = family.latents.draw(part)
+        images += family.pipe.image_processor.postprocess(decoded, output_type="pil")
     return images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,15 +13,11 @@ from mmalign.policy import Policy
 
 if TYPE_CHECKING:
     from mmalign.diffusion.families import Family
+    from mmalign.diffusion.options import Options
     from mmalign.diffusion.sampling import Denoising
     from mmalign.protocols import Adapter
 
 DType = Literal["float32", "bfloat16", "float16"]
-# Attention and feed-forward layers of UNets and transformers; embeddings and norms stay untouched.
-LORA_TARGETS = (
-    r".*(attn|attn1|attn2)\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
-    r"|.*(ff|ff_context)\.net\.(0\.proj|2)"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +38,11 @@ class DiffusionPolicy:
         timestep_draw: Bound: their density.
         latent: Bound: the VAE's mean, or a draw, for recorded pictures.
         resize: Bound: convert and resize recorded pictures instead of refusing them.
-        size: Side of the pictures in pixels; None for the model's own.
+        size: Side of the pictures in pixels, or height and width; None for the model's own.
+        max_sequence_length: Tokens of the T5 encoder of PixArt; None for 300.
         lora: LoRA settings, or None for full fine-tuning of the network.
+        gradient_checkpointing: Compute the network's layers again in the backward pass instead of
+            keeping what they gave: a third more work, and much less memory.
         rows_per_forward: Rows in one call while sampling, encoding and decoding.
         dtype: Precision of the weights.
         cache: Folder in which answers of VAE and text encoders are kept for later epochs and runs;
@@ -60,8 +60,10 @@ class DiffusionPolicy:
     timestep_draw: Literal["uniform", "logit_normal"] = "uniform"
     latent: Literal["mean", "sample"] = "mean"
     resize: bool = False
-    size: int | None = None
+    size: int | tuple[int, int] | None = None
+    max_sequence_length: int | None = None
     lora: LoRA | None = None
+    gradient_checkpointing: bool = False
     rows_per_forward: int = 64
     dtype: DType = "float32"
     cache: str | None = None
@@ -75,13 +77,7 @@ class DiffusionPolicy:
         from mmalign.diffusion.processes import Diffusion
 
         amount = _amount(self.eta, default=1.0, likelihood=self.likelihood)
-        family = load_family(
-            self.model,
-            size=self.size,
-            max_sequence_length=None,
-            dtype=self.dtype,
-            cache=self.cache,
-        )
+        family = load_family(self.model, _options(self), dtype=self.dtype)
         if not isinstance(family.process, Diffusion):
             raise ValueError(f"{self.model!r} is a flow, not a diffusion; use `type: flow`")
         return _policy(family, self, _denoising(self, amount))
@@ -104,10 +100,13 @@ class FlowPolicy:
         timestep_draw: Bound: their density; logit-normal as flows are trained.
         latent: Bound: the VAE's mean, or a draw, for recorded pictures.
         resize: Bound: convert and resize recorded pictures instead of refusing them.
-        size: Side of the pictures in pixels; None for the model's own.
-        max_sequence_length: Tokens of the T5 encoder, or of the zeros that diffusers' pipeline puts
-            in the place of a missing one; None for 256 with a T5 and 0 without.
+        size: Side of the pictures in pixels, or height and width; None for the model's own.
+        num_frames: Frames of a clip; None for the model's own number, and for pictures.
+        max_sequence_length: Tokens of the text encoder whose length is open; None for the
+            pipeline's own (SD3: 256 with a T5, and without one 0 of the zeros in its place).
         lora: LoRA settings, or None for full fine-tuning of the network.
+        gradient_checkpointing: Compute the network's layers again in the backward pass instead of
+            keeping what they gave: a third more work, and much less memory.
         rows_per_forward: Rows in one call while sampling, encoding and decoding.
         dtype: Precision of the weights.
         cache: Folder in which answers of VAE and text encoders are kept for later epochs and runs;
@@ -125,9 +124,11 @@ class FlowPolicy:
     timestep_draw: Literal["uniform", "logit_normal"] = "logit_normal"
     latent: Literal["mean", "sample"] = "mean"
     resize: bool = False
-    size: int | None = None
+    size: int | tuple[int, int] | None = None
+    num_frames: int | None = None
     max_sequence_length: int | None = None
     lora: LoRA | None = None
+    gradient_checkpointing: bool = False
     rows_per_forward: int = 64
     dtype: DType = "float32"
     cache: str | None = None
@@ -141,26 +142,13 @@ class FlowPolicy:
         from mmalign.diffusion.processes import Flow
 
         amount = _amount(self.noise_level, default=0.7, likelihood=self.likelihood)
-        family = load_family(
-            self.model,
-            size=self.size,
-            max_sequence_length=self.max_sequence_length,
-            dtype=self.dtype,
-            cache=self.cache,
-        )
+        family = load_family(self.model, _options(self), dtype=self.dtype)
         if not isinstance(family.process, Flow):
             raise ValueError(f"{self.model!r} is a diffusion, not a flow; use `type: diffusion`")
         return _policy(family, self, _denoising(self, amount))
 
 
-def load_family(
-    model: str,
-    *,
-    size: int | None,
-    max_sequence_length: int | None,
-    dtype: DType,
-    cache: str | None,
-) -> Family:
+def load_family(model: str, options: Options, *, dtype: DType) -> Family:
     """Load a pipeline and recognise its family by its class.
 
     Raises:
@@ -173,32 +161,57 @@ def load_family(
 
     where = locate(model)
     index: dict[str, Any] = DiffusionPipeline.load_config(where)
-    family = family_of(index["_class_name"])
-    # Parts that a pipeline may lack have to be named, or diffusers asks for them.
-    absent = {
-        name: None
-        for name in ("text_encoder_3", "tokenizer_3")
-        if index["_class_name"] == "StableDiffusion3Pipeline" and not _present(index, name)
-    }
-    if "safety_checker" in index:
-        absent |= {"safety_checker": None, "feature_extractor": None}
-    pipe = DiffusionPipeline.from_pretrained(where, **absent)
+    build = family_of(index["_class_name"])
+    pipe = DiffusionPipeline.from_pretrained(where, **_absent(index))
     # Not while loading: text encoders would keep the precision they are stored in.
     for part in pipe.components.values():
-        if isinstance(part, torch.nn.Module) and part.dtype != getattr(torch, dtype):
-            part.to(getattr(torch, dtype))
-    loaded: Family = family(pipe, size=size, max_sequence_length=max_sequence_length, cache=cache)
-    return loaded
+        if isinstance(part, torch.nn.Module):
+            wanted = _precision(part, dtype)
+            if part.dtype != wanted:
+                part.to(wanted)
+    return build(pipe, options)
 
 
-def _present(index: dict[str, Any], name: str) -> bool:
-    return name in index and index[name][0] is not None
+def _absent(index: dict[str, Any]) -> dict[str, None]:
+    """Parts that a pipeline may lack: they have to be named, or diffusers asks for them.
+
+    A safety checker is left out where there is one: it blackens pictures that a reward is to see.
+    """
+    import diffusers
+
+    parameters = inspect.signature(getattr(diffusers, index["_class_name"])).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty]
+    lacking = [name for name in needed if index.get(name, [None])[0] is None]
+    if "safety_checker" in index:
+        lacking += ["safety_checker", "feature_extractor"]
+    return dict.fromkeys(lacking)
+
+
+def _precision(part: Any, dtype: DType) -> Any:
+    """The run's, or float32 for a VAE that says it overflows in float16 (SDXL's)."""
+    import torch
+
+    if dtype == "float16" and part.config.get("force_upcast", False):
+        return torch.float32
+    return getattr(torch, dtype)
 
 
 def _amount(given: float | None, *, default: float, likelihood: str) -> float:
     if given is not None:
         return given
     return default if likelihood == "path" else 0.0
+
+
+def _options(spec: DiffusionPolicy | FlowPolicy) -> Options:
+    from mmalign.diffusion.options import Options
+
+    return Options(
+        size=spec.size,
+        num_frames=spec.num_frames if isinstance(spec, FlowPolicy) else None,
+        max_sequence_length=spec.max_sequence_length,
+        resize=spec.resize,
+        cache=spec.cache,
+    )
 
 
 def _denoising(spec: DiffusionPolicy | FlowPolicy, amount: float) -> Denoising:
@@ -230,10 +243,10 @@ def _policy(family: Family, spec: DiffusionPolicy | FlowPolicy, denoising: Denoi
             resize=spec.resize,
         )
         adapter = ElboAdapter(family=family, settings=bound)
-    return Policy(adapter=adapter, model=_trainable_network(family, spec.lora))
+    return Policy(adapter=adapter, model=_trainable_network(family, spec))
 
 
-def _trainable_network(family: Family, lora: LoRA | None) -> Any:
+def _trainable_network(family: Family, spec: DiffusionPolicy | FlowPolicy) -> Any:
     """The network, alone trainable: wholly, or its LoRA."""
     import torch
 
@@ -241,7 +254,9 @@ def _trainable_network(family: Family, lora: LoRA | None) -> Any:
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)
     network = getattr(family.pipe, family.network_name)
-    if lora is None:
+    if spec.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    if spec.lora is None:
         return network.requires_grad_(True)
-    lora_module.attach(network, lora, targets=LORA_TARGETS)
+    lora_module.attach(network, spec.lora, targets=family.lora_targets)
     return network

@@ -12,9 +12,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from mmalign.diffusion.moves import Prediction, ddim_move, flow_sde_move
+from mmalign.diffusion.moves import Prediction, ddim_move, flow_sde_move, wide
 
 TimestepDraw = Literal["uniform", "logit_normal"]
+Spacing = Literal["scheduler", "even"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +34,7 @@ class Schedule:
 
 
 class Process(Protocol):
-    """What an adapter asks of a noise process. Levels are ``[B]``, latents ``[B, C, H, W]``."""
+    """What an adapter asks of a noise process. Levels are ``[B]``, latents ``[B, ...]``."""
 
     def schedule(self, steps: int) -> Schedule:
         """The moves that the scheduler makes in ``steps`` steps."""
@@ -91,14 +92,14 @@ class Diffusion:
 
     def noised(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """``sqrt(a) clean + sqrt(1 - a) noise``."""
-        return _wide(level).sqrt() * clean + (1 - _wide(level)).sqrt() * noise
+        return wide(level, clean).sqrt() * clean + (1 - wide(level, clean)).sqrt() * noise
 
     def target(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """Noise, v or the clean latent, by ``prediction_type``."""
         if self.prediction_type == "epsilon":
             return noise
         if self.prediction_type == "v_prediction":
-            return _wide(level).sqrt() * noise - (1 - _wide(level)).sqrt() * clean
+            return wide(level, clean).sqrt() * noise - (1 - wide(level, clean)).sqrt() * clean
         return clean
 
     def move(
@@ -122,14 +123,21 @@ class Flow:
     Attributes:
         scheduler: diffusers' FlowMatchEulerDiscreteScheduler.
         num_train_timesteps: What sigma = 1 is called when talking to the network.
+        mu: The shift of the levels where it depends on the size of the picture (dynamic shifting);
+            None where the scheduler's own shift is fixed.
+        spacing: Where the levels lie before they are shifted: "scheduler" from sigma_max to
+            sigma_min, "even" at 1, (n - 1)/n, ... 1/n. It is what the pipeline itself does.
     """
 
     scheduler: Any = field(repr=False)
     num_train_timesteps: int
+    mu: float | None = None
+    spacing: Spacing = "scheduler"
 
     def schedule(self, steps: int) -> Schedule:
         """The scheduler's own sigmas, shifted as it shifts them."""
-        self.scheduler.set_timesteps(steps)
+        even = [1.0 - k / steps for k in range(steps)] if self.spacing == "even" else None
+        self.scheduler.set_timesteps(steps, sigmas=even, mu=self.mu)
         sigmas = torch.as_tensor(self.scheduler.sigmas).float().cpu()
         times = torch.as_tensor(self.scheduler.timesteps).float().cpu()
         return Schedule(timestep=times, level=sigmas[:-1], level_next=sigmas[1:])
@@ -140,7 +148,7 @@ class Flow:
 
     def noised(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """``(1 - sigma) clean + sigma noise``."""
-        return (1 - _wide(level)) * clean + _wide(level) * noise
+        return (1 - wide(level, clean)) * clean + wide(level, clean) * noise
 
     def target(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """The velocity, the same at every level."""
@@ -181,7 +189,3 @@ def draw_quantiles(
         return low + (high - low) * unit
     bounds = torch.special.ndtr(torch.logit(torch.stack([low, high])))
     return torch.sigmoid(torch.special.ndtri(bounds[0] + (bounds[1] - bounds[0]) * unit))
-
-
-def _wide(per_row: Tensor) -> Tensor:
-    return per_row.float()[:, None, None, None]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from mmalign.diffusion.families import Conditioning, Family
-from mmalign.diffusion.moves import MIN_STD
+from mmalign.diffusion.moves import MIN_STD, wide
 from mmalign.functional import gaussian_log_probs
 from mmalign.types import Prompt
 
@@ -23,7 +24,8 @@ class Denoising:
 
     Attributes:
         steps: Denoising moves.
-        guidance_scale: Classifier-free guidance; 1 for none, which halves the work.
+        guidance_scale: Of the pipeline's guidance; 1 for none where it is classifier-free, which
+            halves the work.
         amount: Randomness of the moves: DDIM's eta, or the noise level of a flow.
         rows_per_forward: Rows in one call of the network while sampling.
     """
@@ -49,7 +51,7 @@ class Walk:
     """What a walk from noise went through.
 
     Attributes:
-        latents: ``[B, T + 1, C, H, W]`` float32; the last is the clean latent.
+        latents: ``[B, T + 1, ...]`` float32; the last is the clean latent.
         scored: ``[T]`` bool, where a move was random enough to have a density.
         log_probs: ``[B, T]`` float32 log-density of the moves, nats per latent element; 0 where
             they have none.
@@ -74,6 +76,15 @@ def texts_of(prompts: Sequence[Prompt]) -> list[str]:
             )
         texts.append(prompt.content)
     return texts
+
+
+def conditions(family: Family, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    """What the network reads of each prompt: ``[P, ...]`` by name.
+
+    Raises:
+        ValueError: A prompt does not fit the model.
+    """
+    return family.embed(texts_of(prompts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,10 +116,9 @@ def guided(
     *,
     settings: Denoising,
 ) -> Tensor:
-    """The prediction ``[B, C, H, W]`` float32 under classifier-free guidance.
+    """The prediction ``[B, ...]`` float32 under the pipeline's guidance.
 
-    Both halves are one call: ``u + scale (c - u)`` with u the answer to the empty prompt; a scale
-    of 1 asks for no u. Without a gradient at most ``rows_per_forward`` rows are in one call, so
+    Without a gradient at most ``rows_per_forward`` rows are in one call, so
     that sampling and reference scores take no more memory for a longer path; with one they are as
     many as the microbatch holds.
     """
@@ -119,29 +129,11 @@ def guided(
         part = slice(start, start + rows)
         given = asked.rows(part, inputs.device)
         parts.append(
-            _guided(
-                family, model, inputs[part], timestep[part], given, scale=settings.guidance_scale
+            family.guidance.answer(
+                family, model, inputs[part], timestep[part], given, settings.guidance_scale
             )
         )
     return torch.cat(parts)
-
-
-def _guided(
-    family: Family,
-    model: nn.Module,
-    inputs: Tensor,
-    timestep: Tensor,
-    given: dict[str, Tensor],
-    *,
-    scale: float,
-) -> Tensor:
-    if scale == 1:
-        return family.predict(model, inputs, timestep, given).float()
-    empty = family.embed.empty()
-    both = {k: torch.cat([empty[k].to(v).expand_as(v), v]) for k, v in given.items()}
-    answers = family.predict(model, torch.cat([inputs] * 2), torch.cat([timestep] * 2), both)
-    without, answer = answers.float().chunk(2)
-    return without + scale * (answer - without)
 
 
 @torch.no_grad()
@@ -170,7 +162,7 @@ def walk(
     """
     device = next(model.parameters()).device
     schedule = family.process.schedule(settings.steps)
-    shape = (group_size, *family.latent_shape)
+    shape = (group_size, *family.latents.shape)
     prompt_of = torch.arange(len(generators)).repeat_interleave(group_size)
     asked = Asked(prompts=prompts, prompt_of=prompt_of)
 
@@ -188,11 +180,8 @@ def walk(
         # All rows are at one level, so one deviation speaks for all.
         random = bool(std[0] >= MIN_STD)
         scored.append(random)
-        wide = std[:, None, None, None]
-        latents.append(mean + wide * noise() if random else mean)
-        log_probs.append(
-            gaussian_log_probs(latents[-1], mean, wide) if random else torch.zeros_like(std)
-        )
+        latents.append(mean + wide(std, mean) * noise() if random else mean)
+        log_probs.append(density(latents[-1], mean, std) if random else torch.zeros_like(std))
     return Walk(
         latents=torch.stack(latents, dim=1),
         scored=torch.tensor(scored),
@@ -200,13 +189,29 @@ def walk(
     )
 
 
+def density(after: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """``[B]`` log-density of moves that went to ``after``, nats per latent element.
+
+    Args:
+        after: ``[B, ...]`` the latents after the move.
+        mean: ``[B, ...]`` the move's mean.
+        std: ``[B]`` its deviation.
+    """
+    return gaussian_log_probs(after, mean, wide(std, mean), latent_dims=mean.ndim - 1)
+
+
 def feature_size(family: Family) -> int:
     """Width of `features`."""
-    return family.latent_shape[0] * POOLED_SIDE**2 + family.text_size + 1
+    return prod(family.latents.shape[:-2]) * POOLED_SIDE**2 + family.text_size + 1
 
 
 def features(latent: Tensor, timestep: Tensor, asked: Asked) -> Tensor:
     """What a critic sees before a step: ``[B, F]`` of pooled latent, mean text state and time."""
-    pooled = adaptive_avg_pool2d(latent.float(), POOLED_SIDE).flatten(1)
-    text = asked.prompts["states"].float().mean(1).to(pooled.device)[asked.prompt_of]
+    pooled = adaptive_avg_pool2d(latent.float().flatten(1, -3), POOLED_SIDE).flatten(1)
+    states = asked.prompts["states"].float()
+    text = states.mean(1)
+    if "mask" in asked.prompts:
+        read = asked.prompts["mask"].to(states)[..., None]
+        text = (states * read).sum(1) / read.sum(1)
+    text = text.to(pooled.device)[asked.prompt_of]
     return torch.cat([pooled, text, timestep[:, None].float() / 1000.0], dim=1).detach()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from diffusers.loaders.lora_base import LoraBaseMixin
 from torch import nn
 
 from mmalign import lora
@@ -16,7 +17,9 @@ def save(family: Family, model: nn.Module, directory: Path) -> None:
 
     A LoRA is written twice: as ``pytorch_lora_weights.safetensors``, which
     ``pipe.load_lora_weights(directory)`` reads together with its scale, and in peft's own layout,
-    from which a further run starts (``lora: {path: ...}``). A trained network is written as a
+    from which a further run starts (``lora: {path: ...}``) and which
+    ``PeftModel.from_pretrained(network, directory)`` reads; pipelines that load no LoRA get this
+    one alone. A trained network is written as a
     pipeline, for ``DiffusionPipeline.from_pretrained(directory)``.
 
     Args:
@@ -29,7 +32,14 @@ def save(family: Family, model: nn.Module, directory: Path) -> None:
         name = lora.merge_name(model)
         lora.save(model, directory, name=name)
         config = _plain(model.peft_config[name].to_dict())  # type: ignore[union-attr,index]
-        family.save_lora(str(directory), lora.state_dict(model, name=name), config)
+        if isinstance(family.pipe, LoraBaseMixin):
+            family.pipe.save_lora_weights(
+                str(directory),
+                **{
+                    f"{family.network_name}_lora_layers": lora.state_dict(model, name=name),
+                    f"{family.network_name}_lora_adapter_metadata": config,
+                },
+            )
         return
     before = getattr(family.pipe, family.network_name)
     setattr(family.pipe, family.network_name, model)

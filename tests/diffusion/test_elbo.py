@@ -188,7 +188,7 @@ def test_sampling_is_reproducible_and_scores_its_own_latents(
     for name, value in alone.stepwise.items():
         torch.testing.assert_close(both.stepwise[name][2:], value, atol=1e-4, rtol=1e-4)
     family = policy.adapter.family  # type: ignore[attr-defined]
-    scaled = family.from_latents(both.stepwise["latent"][:, 0])
+    scaled = family.latents.from_latents(both.stepwise["latent"][:, 0])
     decoded = family.pipe.vae.decode(scaled).sample
     expected = family.pipe.image_processor.postprocess(decoded.detach(), output_type="pil")
     assert [np.asarray(p).tolist() for p in both.outputs] == [

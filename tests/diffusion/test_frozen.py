@@ -204,7 +204,7 @@ def test_memory_is_bounded(folders: dict[str, str], monkeypatch: pytest.MonkeyPa
     # Mean and deviation of a picture are 2 x 4 x 8 x 8 float32: 2048 bytes.
     monkeypatch.setattr(frozen, "MEMORY_BYTES", 3 * 2048)
     policy = load(folders["epsilon"], "epsilon")
-    posteriors = policy.adapter.family.posteriors  # type: ignore[attr-defined]
+    posteriors = policy.adapter.family.latents.posteriors  # type: ignore[attr-defined]
     with counted(policy) as rows:
         assert same(encode(policy, 0, 1, 2), expected)
         assert len(posteriors.memory) == 3 and posteriors.memory_bytes == 3 * 2048

@@ -70,18 +70,17 @@ def test_schedulers_whose_moves_have_no_density_are_refused() -> None:
     """A scheduler that starts from no signal at all cannot serve a network that predicts noise."""
     from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-    from mmalign.diffusion.stable_diffusion import diffusion_process
-    from mmalign.diffusion.stable_diffusion_3 import flow_process
+    from mmalign.diffusion.schedulers import diffusion_process, flow_process
 
     with pytest.raises(ValueError, match="clips"):
         diffusion_process(DDIMScheduler(clip_sample=True))
     zero = DDIMScheduler(clip_sample=False, rescale_betas_zero_snr=True)
     with pytest.raises(ValueError, match="no signal"):
         diffusion_process(zero)
-    with pytest.raises(ValueError, match="use_dynamic_shifting"):
-        flow_process(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
+    with pytest.raises(ValueError, match="invert_sigmas"):
+        flow_process(FlowMatchEulerDiscreteScheduler(invert_sigmas=True), tokens=16)
     with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler"):
-        flow_process(DDIMScheduler())
+        flow_process(DDIMScheduler(), tokens=16)
 
 
 def test_two_halves_are_one_call(folders: dict[str, str]) -> None:

@@ -1,0 +1,24 @@
+"""What a run may say about a pipeline when it is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Settings of a pipeline; see `mmalign.diffusion.policy` for what each means to a user.
+
+    Attributes:
+        size: Side, or height and width, in pixels; None for the model's own.
+        num_frames: Frames of a clip; None for the model's own.
+        max_sequence_length: Tokens of the text encoder where the pipeline leaves them open.
+        resize: Whether pictures of another size are converted and resized.
+        cache: Folder for the answers of frozen parts, or None.
+    """
+
+    size: int | tuple[int, int] | None = None
+    num_frames: int | None = None
+    max_sequence_length: int | None = None
+    resize: bool = False
+    cache: str | None = None
