@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from mmalign import rng
+from mmalign.epochs import WalkingSource, Where
 from mmalign.policy import Policy
 from mmalign.run import DataSpec
-from mmalign.sources import Order, restore_order, share_of
 from mmalign.types import Batch
 
 
-class DemonstrationSource:
+class DemonstrationSource(WalkingSource):
     """Batches of prompts, each with the output that is right; every row has reward 1."""
 
     def __init__(self, spec: Demonstrations, policy: Policy, seed: int) -> None:
-        self.spec, self.policy, self.seed = spec, policy, seed
+        self.spec, self.policy = spec, policy
         self.data = spec.data.demonstrations()
-        if len(self.data) == 0:
-            raise ValueError(f"the data set of the source holds no demonstration: {spec.data}")
-        self.order = Order(
-            size=len(self.data),
-            batch_size=spec.batch_size,
-            seed=seed,
-            shuffle=spec.shuffle,
-            keep_last=True,
-        )
+        super().__init__(spec, size=len(self.data), holds=f"demonstration: {spec.data}", seed=seed)
 
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            everything = self.order.next()
-            mine = share_of(everything)
-            # A process without a row still takes part in the gradient exchange, with one that
-            # weighs nothing.
-            batch = self._batch(mine or everything[-1:])
-            yield batch if mine else replace(batch, weight=torch.zeros_like(batch.weight))
-
-    def _batch(self, chosen: Sequence[tuple[int, int]]) -> Batch:
+    def batch_of(self, everything: Sequence[Where], places: Sequence[int]) -> Batch:
+        """The rows at these places, each a group of its own."""
+        chosen = [everything[place] for place in places]
         rows = [self.data[number] for _, number in chosen]
         trajectory = self.policy.adapter.encode(
             [prompt for prompt, _ in rows],
@@ -56,14 +40,6 @@ class DemonstrationSource:
             reward=torch.ones(len(rows)),
             weight=trajectory.mask.float(),
         ).to(trajectory.mask.device)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Epoch and position."""
-        return {"epoch": self.order.epoch, "position": self.order.position, "size": len(self.data)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved position."""
-        restore_order(self.order, state, len(self.data))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

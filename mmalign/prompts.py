@@ -63,3 +63,21 @@ class Labelled:
     prompt: Prompt
     completion: Output
     label: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """Outputs of one prompt, each with a score; equal scores are ties.
+
+    Attributes:
+        prompt: What was asked.
+        completions: Two or more outputs, text or pictures, in any order.
+        scores: One each, higher is better.
+        steps: Of the branches of a tree: each completion cut into its steps, which joined are the
+            completion; None where it is not known.
+    """
+
+    prompt: Prompt
+    completions: tuple[Output, ...]
+    scores: tuple[float, ...]
+    steps: tuple[tuple[str, ...], ...] | None = None

@@ -65,6 +65,7 @@ SOURCES = {
     "mixed": "mmalign.sources:Mixed",
     "demonstrations": "mmalign.demonstrations:Demonstrations",
     "unpaired": "mmalign.unpaired:Unpaired",
+    "ranked": "mmalign.ranked:Ranked",
     "views": "mmalign.vision.views:Views",
     "bdhs_online": "mmalign.vision.bdhs:OnlineBDHS",
     "bdhs_mixed": "mmalign.vision.bdhs:MixedBDHS",
@@ -74,6 +75,9 @@ SELECTORS = {
     "best_worst": "mmalign.selectors:BestWorst",
     "best_random": "mmalign.selectors:BestRandom",
     "keep_all": "mmalign.selectors:KeepAll",
+    "all_pairs": "mmalign.selectors:AllPairs",
+    "best_against_rest": "mmalign.selectors:BestAgainstRest",
+    "adjacent": "mmalign.selectors:Adjacent",
 }
 REWARDS = {
     "tinyworld": "mmalign.tinyworld.data:TaskJudge",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from mmalign.protocols import Diversity, Objective, Reference, RewardModel, Source
-from mmalign.types import Labelled, Output, Preference, Prompt
+from mmalign.types import Labelled, Output, Preference, Prompt, Ranking
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +53,15 @@ class LabelledData(Protocol):
 
     def unpaired(self) -> Sequence[Labelled]:
         """Its outputs that are labelled one by one."""
+        ...
+
+
+@runtime_checkable
+class RankedData(Protocol):
+    """Settings of a data set that has lists of scored outputs too."""
+
+    def rankings(self) -> Sequence[Ranking]:
+        """Its lists, one a prompt."""
         ...
 
 

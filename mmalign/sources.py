@@ -1,22 +1,21 @@
 """Where batches come from: recorded preferences, rollouts, or both.
 
-Each source is a small settings object that builds the iterator. An iterator is infinite, and its
-position is a pair of counters: order and noise are functions of (seed, epoch, row number), so a
-restored source continues exactly, and every process count walks through the same global batches,
-of which each process encodes or samples its share.
+Each source is a small settings object that builds the iterator, which is infinite and can be
+restored (see `mmalign.epochs`); each process encodes or samples its share of a global batch.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmalign import distributed, rng
+from mmalign.epochs import WalkingSource, Where
 from mmalign.policy import Policy
 from mmalign.protocols import RewardModel, Selector, Source
 from mmalign.rewards import judged
@@ -24,76 +23,17 @@ from mmalign.run import DataSpec, SourceSpec
 from mmalign.types import Batch, Output, Preference, Prompt, Trajectory
 
 
-class Order:
-    """Row numbers of global batches, epoch after epoch, each epoch newly shuffled.
-
-    Args:
-        size: Rows of the data set.
-        batch_size: Rows of a global batch.
-        seed: Of the shuffles.
-        shuffle: False to keep the data set's order.
-        keep_last: Whether an epoch ends with a smaller batch, or its rest joins the next epoch.
-    """
-
-    def __init__(
-        self, *, size: int, batch_size: int, seed: int, shuffle: bool, keep_last: bool
-    ) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.shuffle, self.keep_last = shuffle, keep_last
-        self.epoch = 0
-        self.position = 0
-        self._shuffled: tuple[int, Tensor] | None = None
-
-    def next(self) -> list[tuple[int, int]]:
-        """The next batch as (epoch, row number)."""
-        found: list[tuple[int, int]] = []
-        while len(found) < self.batch_size:
-            end = min(self.position + self.batch_size - len(found), self.size)
-            found += [(self.epoch, row) for row in self._rows(self.position, end)]
-            self.position = end
-            if self.position >= self.size:
-                self.epoch, self.position = self.epoch + 1, 0
-                if self.keep_last:
-                    break
-        return found
-
-    def _rows(self, start: int, end: int) -> Sequence[int]:
-        """The row numbers at these positions of the epoch, whose shuffle is made once."""
-        if not self.shuffle:
-            return range(start, end)
-        if self._shuffled is None or self._shuffled[0] != self.epoch:
-            draw = rng.generator(self.seed, "order", self.epoch)
-            self._shuffled = (self.epoch, torch.randperm(self.size, generator=draw))
-        rows: list[int] = self._shuffled[1][start:end].tolist()
-        return rows
-
-
-class PreferenceSource:
+class PreferenceSource(WalkingSource):
     """Batches of recorded pairs."""
 
     def __init__(self, spec: Preferences, policy: Policy, seed: int) -> None:
-        self.spec, self.policy, self.seed = spec, policy, seed
+        self.spec, self.policy = spec, policy
         self.data = spec.data.preferences()
-        if len(self.data) == 0:
-            raise ValueError(f"the data set of the source holds no preference: {spec.data}")
-        self.order = Order(
-            size=len(self.data),
-            batch_size=spec.batch_size,
-            seed=seed,
-            shuffle=spec.shuffle,
-            keep_last=True,
-        )
+        super().__init__(spec, size=len(self.data), holds=f"preference: {spec.data}", seed=seed)
 
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            everything = self.order.next()
-            mine = share_of(everything)
-            # A last batch smaller than the process count leaves some processes without a row. They
-            # still take part in the gradient exchange, with a row that weighs nothing.
-            batch = self._batch(mine or everything[-1:])
-            yield batch if mine else weightless(batch)
-
-    def _batch(self, chosen: Sequence[tuple[int, int]]) -> Batch:
+    def batch_of(self, everything: Sequence[Where], places: Sequence[int]) -> Batch:
+        """The pairs at these places; rows of a pair adjacent, the chosen one first."""
+        chosen = [everything[place] for place in places]
         prompts: list[Prompt] = []
         outputs: list[list[Output]] = []
         generators: list[torch.Generator] = []
@@ -118,42 +58,28 @@ class PreferenceSource:
             pairs=torch.arange(2 * count).view(count, 2),
         ).to(trajectory.mask.device)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Epoch and position."""
-        return {"epoch": self.order.epoch, "position": self.order.position, "size": len(self.data)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved position."""
-        restore_order(self.order, state, len(self.data))
-
-
-class RolloutSource:
+class RolloutSource(WalkingSource):
     """Batches of groups sampled from the policy as it is now, and judged."""
 
     def __init__(self, spec: Rollouts, policy: Policy, seed: int) -> None:
-        self.spec, self.policy, self.seed = spec, policy, seed
+        self.spec, self.policy = spec, policy
         self.data = spec.data.prompts()
         if spec.batch_size % distributed.world_size():
             raise ValueError(
                 f"batch_size {spec.batch_size} must be a multiple of the "
                 f"{distributed.world_size()} processes"
             )
-        if len(self.data) == 0:
-            raise ValueError(f"the data set of the source holds no prompt: {spec.data}")
-        self.order = Order(
-            size=len(self.data),
-            batch_size=spec.batch_size,
-            seed=seed,
-            shuffle=spec.shuffle,
-            keep_last=False,
+        super().__init__(
+            spec, size=len(self.data), holds=f"prompt: {spec.data}", seed=seed, keep_last=False
         )
 
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            batch = self._batch(share_of(self.order.next()))
-            yield batch if self.spec.selector is None else self.spec.selector(batch)
+    def batch_of(self, everything: Sequence[Where], places: Sequence[int]) -> Batch:
+        """The groups of the prompts at these places, or what the selector keeps of them."""
+        batch = self._sampled([everything[place] for place in places])
+        return batch if self.spec.selector is None else self.spec.selector(batch)
 
-    def _batch(self, chosen: Sequence[tuple[int, int]]) -> Batch:
+    def _sampled(self, chosen: Sequence[Where]) -> Batch:
         prompts = [self.data[number] for _, number in chosen]
         generators = [rng.generator(self.seed, "rollout", epoch, row) for epoch, row in chosen]
         size = self.spec.num_generations
@@ -168,14 +94,6 @@ class RolloutSource:
             prompt_id=torch.tensor([row for _, row in chosen]).repeat_interleave(size),
             metrics=_rollout_metrics(trajectory, reward, size),
         ).to(trajectory.mask.device)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Epoch and position."""
-        return {"epoch": self.order.epoch, "position": self.order.position, "size": len(self.data)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved position."""
-        restore_order(self.order, state, len(self.data))
 
 
 class MixedSource:
@@ -274,18 +192,6 @@ class Mixed:
         return MixedSource(parts)
 
 
-def share_of(everything: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """This process's part of a global batch of (epoch, row number)."""
-    return list(everything[distributed.rank() :: distributed.world_size()])
-
-
-def weightless(batch: Batch) -> Batch:
-    """The same batch, counting nothing in any objective."""
-    assert batch.pairs is not None
-    nothing = torch.zeros(len(batch.pairs), device=batch.group.device)
-    return replace(batch, coefficient=nothing, weight=torch.zeros_like(batch.weight))
-
-
 def annotators(metas: Sequence[Mapping[str, Any]], *, column: str | None) -> Tensor | None:
     """``[2 N]`` int64: a number for whoever judged each pair, once for each side.
 
@@ -310,20 +216,6 @@ def _sides(pair: Preference) -> list[tuple[Prompt, list[Output]]]:
     if pair.rejected_prompt is None:
         return [(pair.prompt, [pair.chosen, pair.rejected])]
     return [(pair.prompt, [pair.chosen]), (pair.rejected_prompt, [pair.rejected])]
-
-
-def restore_order(order: Order, state: Mapping[str, Any], size: int) -> None:
-    """Put ``order`` where a source's ``state`` was saved.
-
-    Raises:
-        ValueError: The data set had another size then.
-    """
-    if state["size"] != size:
-        raise ValueError(
-            f"the data set had {state['size']} rows when this run was saved and has {size} now; "
-            "resuming would train on other rows: restore the data or start a new run"
-        )
-    order.epoch, order.position = state["epoch"], state["position"]
 
 
 def _decoded(trajectory: Trajectory) -> list[Output]:

@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmalign.pieces import Bounds, cut, extents
-from mmalign.prompts import Labelled, Message, Output, Preference, Prompt
+from mmalign.prompts import Labelled, Message, Output, Preference, Prompt, Ranking
 from mmalign.ragged import pad_steps
 from mmalign.trajectory import Trajectory
 
 __all__ = [
     "Additive", "Batch", "Labelled", "Loss", "Message", "Metric", "Output", "Preference", "Prompt",
-    "Scores", "Trajectory",
+    "Ranking", "Scores", "Trajectory",
 ]  # fmt: skip
 
 Additive: TypeAlias = Literal["group", "group_step", "step"]
@@ -66,9 +66,14 @@ class Batch:
         annotator: ``[B]`` int64, a number for whoever judged the row, or None.
         prompt_id: ``[B]`` int64, the place of the row's prompt in the data set of its source, the
             same in every batch, or None. Batches that are joined lose it.
+        step_of: ``[B, T]`` int64, which step of its branch (a tree's) a token belongs to, or None
+            where outputs are not cut into steps.
+        from_reference: ``[B]`` bool, rows that were sampled from the reference and not from the
+            policy; None where there are none.
         anchor: ``[B]`` what each row is compared with, a statistic of the global batch that credit
             took and that has no gradient (KTO's KL point), or None.
-        pair_anchor: ``[N, 2]`` the same for a pair's (chosen, rejected) side, or None.
+        pair_anchor: ``[N, 2]`` the same for a pair's (chosen, rejected) side, or other constants of
+            a pair that credit settled, or None.
         denominator: What the summed loss is divided by, before summing over ranks: known before
             the first forward, so that any division into microbatches gives the same gradient.
         counters: Things dropped or noticed on the way here, by name; added over ranks.
@@ -91,6 +96,8 @@ class Batch:
     pair_weight: Tensor | None = None
     annotator: Tensor | None = None
     prompt_id: Tensor | None = None
+    step_of: Tensor | None = None
+    from_reference: Tensor | None = None
     anchor: Tensor | None = None
     pair_anchor: Tensor | None = None
     denominator: float = 0.0
@@ -248,9 +255,9 @@ class Batch:
 
 
 _PER_STEP = (
-    "weight", "step_reward", "reference", "behaviour", "values", "returns", "advantage",
+    "weight", "step_reward", "reference", "behaviour", "values", "returns", "advantage", "step_of",
 )  # fmt: skip
-_PER_ROW = ("group", "reward", "label", "annotator", "anchor", *_PER_STEP)
+_PER_ROW = ("group", "reward", "label", "annotator", "from_reference", "anchor", *_PER_STEP)
 _LOST_IN_COMPANY = ("prompt_id",)
 """Per row too; numbers of one source, which mean nothing beside those of another."""
 _PER_PAIR = ("coefficient", "pair_weight", "pair_anchor")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, overload
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, overload
 
 import torch
 
-from mmalign import distributed, rng
+from mmalign import rng
 from mmalign.data.files import Rows
 from mmalign.data.several import Chained
+from mmalign.epochs import WalkingSource, Where
 from mmalign.policy import Policy
 from mmalign.run import DataSpec, LabelledData
-from mmalign.sources import Order, restore_order
 from mmalign.types import Batch, Labelled, Output, Preference
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class FromPairs(Sequence[Labelled]):
         return Labelled(prompt=prompt, completion=pair.rejected, label=False)
 
 
-class UnpairedSource:
+class UnpairedSource(WalkingSource):
     """Batches of labelled outputs, each followed by an output of another prompt where asked for.
 
     A batch's rows have reward 1 (desirable) or 0; a mismatched one has NaN. An epoch's last rows
@@ -59,31 +59,21 @@ class UnpairedSource:
     """
 
     def __init__(self, spec: Unpaired, policy: Policy, seed: int) -> None:
-        self.spec, self.policy, self.seed = spec, policy, seed
+        self.spec, self.policy = spec, policy
         self.data = rows_of(spec)
-        if len(self.data) == 0:
-            raise ValueError(f"the data set of the source holds no labelled output: {spec.data}")
+        super().__init__(
+            spec,
+            size=len(self.data),
+            holds=f"labelled output: {spec.data}",
+            seed=seed,
+            keep_last=False,
+        )
         found = labels_of(self.data)
         self.desirable, self.undesirable = sum(found), len(found) - sum(found)
         _log.info("%d desirable and %d undesirable outputs", self.desirable, self.undesirable)
-        self.order = Order(
-            size=len(self.data),
-            batch_size=spec.batch_size,
-            seed=seed,
-            shuffle=spec.shuffle,
-            keep_last=False,
-        )
 
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            everything = self.order.next()
-            mine = range(distributed.rank(), len(everything), distributed.world_size())
-            # A process without a row still takes part in the gradient exchange, with one that
-            # weighs nothing.
-            batch = self._batch(everything, mine or [len(everything) - 1])
-            yield batch if mine else replace(batch, weight=torch.zeros_like(batch.weight))
-
-    def _batch(self, everything: Sequence[tuple[int, int]], places: Sequence[int]) -> Batch:
+    def batch_of(self, everything: Sequence[Where], places: Sequence[int]) -> Batch:
+        """The rows at these places, each with its mismatched one a group."""
         rows = [self.data[everything[place][1]] for place in places]
         outputs: list[list[Output]] = [[row.completion] for row in rows]
         if self.spec.mismatched:
@@ -109,9 +99,7 @@ class UnpairedSource:
             weight=trajectory.mask.float(),
         ).to(trajectory.mask.device)
 
-    def _of_another(
-        self, everything: Sequence[tuple[int, int]], place: int, row: Labelled
-    ) -> Output:
+    def _of_another(self, everything: Sequence[Where], place: int, row: Labelled) -> Output:
         """The output of the nearest row before this one, in the global batch, of another prompt."""
         for back in range(1, len(everything)):
             other = self.data[everything[place - back][1]]
@@ -122,14 +110,6 @@ class UnpairedSource:
             f"all {len(everything)} rows of a batch ask the same, so none has an output of another "
             "prompt to be mismatched with; use a larger batch_size, or `mismatched: false`"
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Epoch and position."""
-        return {"epoch": self.order.epoch, "position": self.order.position, "size": len(self.data)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved position."""
-        restore_order(self.order, state, len(self.data))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

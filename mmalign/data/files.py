@@ -15,6 +15,7 @@ from PIL.Image import Image
 from mmalign import rng
 from mmalign.data import images
 from mmalign.data.formats import FORMATS, Dropped, FormatName, Row, RowError, detect
+from mmalign.data.rankings import LISTS, RankingRow, ranking_row
 from mmalign.data.records import (
     COLUMNS,
     COMPLETIONS,
@@ -31,12 +32,12 @@ from mmalign.data.records import (
     prompt_row,
 )
 from mmalign.data.tables import Table, open_table
-from mmalign.types import Labelled, Output, Preference, Prompt
+from mmalign.types import Labelled, Output, Preference, Prompt, Ranking
 
 _log = logging.getLogger(__name__)
 
-Parsed = TypeVar("Parsed", PromptRow, PreferenceRow, DemonstrationRow, LabelledRow)
-Record = TypeVar("Record", Prompt, Preference, tuple[Prompt, Output], Labelled)
+Parsed = TypeVar("Parsed", PromptRow, PreferenceRow, DemonstrationRow, LabelledRow, RankingRow)
+Record = TypeVar("Record", Prompt, Preference, tuple[Prompt, Output], Labelled, Ranking)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,7 @@ class File:
     on_error: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:
-        known = (*COLUMNS, *COMPLETIONS, LABEL)
+        known = (*COLUMNS, *COMPLETIONS, LABEL, *LISTS)
         unknown = sorted(self.columns.keys() - set(known))
         if unknown:
             raise ValueError(f"columns names {unknown[0]!r}; known are {', '.join(known)}")
@@ -110,6 +111,14 @@ class File:
             ValueError: A row is wrong (unless skipped), or none is usable.
         """
         return self._rows(labelled_row, _opened_labelled)
+
+    def rankings(self) -> Rows[RankingRow, Ranking]:
+        """The lists in ``completions`` or ``completion_images``, with their ``scores``.
+
+        Raises:
+            ValueError: A row is wrong (unless skipped), or none is usable.
+        """
+        return self._rows(ranking_row, _opened_ranking)
 
     def _rows(
         self, convert: Callable[[Row], Parsed], opened: Callable[[Parsed, Path], Record]
@@ -282,6 +291,15 @@ def _opened_labelled(row: LabelledRow, folder: Path) -> Labelled:
         prompt=_opened_prompt(row.prompt, folder),
         completion=_opened_answer(row.completion, folder),
         label=row.label,
+    )
+
+
+def _opened_ranking(row: RankingRow, folder: Path) -> Ranking:
+    return Ranking(
+        prompt=_opened_prompt(row.prompt, folder),
+        completions=tuple(_opened_answer(one, folder) for one in row.completions),
+        scores=row.scores,
+        steps=row.steps,
     )
 
 

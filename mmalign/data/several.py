@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Generic, TypeVar, overload
 
-from mmalign.run import DataSpec, LabelledData
-from mmalign.types import Labelled, Output, Preference, Prompt
+from mmalign.run import DataSpec, LabelledData, RankedData
+from mmalign.types import Labelled, Output, Preference, Prompt, Ranking
 
 Record = TypeVar("Record")
 
@@ -81,4 +81,17 @@ class Several:
             if not isinstance(part, LabelledData):
                 raise ValueError(f"parts[{number}], {type(part).__name__}, has no labelled outputs")
             found.append(part.unpaired())
+        return Chained(found)
+
+    def rankings(self) -> Sequence[Ranking]:
+        """The lists of all parts.
+
+        Raises:
+            ValueError: A part has none.
+        """
+        found = []
+        for number, part in enumerate(self.parts):
+            if not isinstance(part, RankedData):
+                raise ValueError(f"parts[{number}], {type(part).__name__}, has no ranked lists")
+            found.append(part.rankings())
         return Chained(found)

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmalign.protocols import RewardModel
 from mmalign.tinyworld.judges import AnswerJudge, ArithmeticJudge, DescriptionJudge, ImageJudge
 from mmalign.tinyworld.tasks import TASKS
-from mmalign.types import Labelled, Output, Preference, Prompt
+from mmalign.types import Labelled, Output, Preference, Prompt, Ranking
 
 TaskName = Literal["arithmetic", "describe", "vqa", "multi_image", "draw"]
 
@@ -56,6 +56,10 @@ class TinyWorld:
             for number, p in enumerate(self.preferences())
             for odd in [number % 2 == 1]
         ]
+
+    def rankings(self) -> Sequence[Ranking]:
+        """Lists of up to four outputs of a prompt, scored by how much of each is right."""
+        return TASKS[self.task].rankings(split=self.split, size=self.size, seed=self.seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

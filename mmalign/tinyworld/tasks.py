@@ -34,12 +34,14 @@ from mmalign.tinyworld.scenes import (
     stable_hash,
     to_dict,
 )
-from mmalign.types import Output, Preference, Prompt
+from mmalign.types import Output, Preference, Prompt, Ranking
 
 SPLITS = ("train", "heldout")
 DESCRIBE = "describe the picture"
 # Draws without a new prompt after which a split is taken to be exhausted.
 MAX_MISSES = 5000
+# Outputs of a ranked list, and how often a corrupted one is drawn to find different ones.
+LIST, LIST_DRAWS = 4, 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,11 +170,13 @@ class Task:
     Args:
         name: the task's name, also in the meta of its prompts.
         judge: scores outputs exactly.
+        graded: scores what is partly right in between.
         example: draws an example of a split.
     """
 
     name: str
     judge: RewardModel
+    graded: RewardModel
     example: Callable[[random.Random, str], Example]
 
     def examples(self, *, split: str, size: int, seed: int, purpose: str) -> list[Example]:
@@ -270,11 +274,50 @@ class Task:
             for item in self.examples(split=split, size=size, seed=seed, purpose="shown")
         ]
 
+    def rankings(self, *, size: int, seed: int, split: str = "train") -> list[Ranking]:
+        """Draw lists of outputs, a correct one among corrupted ones, scored by the graded judge.
+
+        Args:
+            size: how many.
+            seed: equal seeds give equal lists.
+            split: "train" or "heldout".
+
+        Returns:
+            `size` lists of up to `LIST` different outputs, the correct one anywhere.
+
+        Raises:
+            ValueError: as `examples`.
+        """
+        rng = python_random(self.name, "lists", split, seed)
+        drawn = self.examples(split=split, size=size, seed=seed, purpose="rankings")
+        return [self._ranking(item, rng) for item in drawn]
+
+    def _ranking(self, item: Example, rng: random.Random) -> Ranking:
+        outputs = [item.correct(rng)]
+        for _ in range(LIST_DRAWS):
+            other = item.corrupted(rng)
+            if len(outputs) < LIST and other not in outputs:
+                outputs.append(other)
+        rng.shuffle(outputs)
+        scores = self.graded([item.prompt] * len(outputs), outputs)
+        return Ranking(
+            prompt=item.prompt, completions=tuple(outputs), scores=tuple(scores.tolist())
+        )
+
 
 TASKS: dict[str, Task] = {
-    "arithmetic": Task(name="arithmetic", judge=ArithmeticJudge(), example=_arithmetic),
-    "describe": Task(name="describe", judge=DescriptionJudge(), example=_describe),
-    "vqa": Task(name="vqa", judge=AnswerJudge(), example=_vqa),
-    "multi_image": Task(name="multi_image", judge=AnswerJudge(), example=_multi_image),
-    "draw": Task(name="draw", judge=ImageJudge(), example=_draw),
+    "arithmetic": Task(
+        name="arithmetic",
+        judge=ArithmeticJudge(),
+        graded=ArithmeticJudge(partial=True),
+        example=_arithmetic,
+    ),
+    "describe": Task(
+        name="describe", judge=DescriptionJudge(), graded=DescriptionJudge(), example=_describe
+    ),
+    "vqa": Task(name="vqa", judge=AnswerJudge(), graded=AnswerJudge(), example=_vqa),
+    "multi_image": Task(
+        name="multi_image", judge=AnswerJudge(), graded=AnswerJudge(), example=_multi_image
+    ),
+    "draw": Task(name="draw", judge=ImageJudge(), graded=ImageJudge(partial=True), example=_draw),
 }

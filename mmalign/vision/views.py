@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mmalign import rng
+from mmalign.epochs import WalkingSource, Where
 from mmalign.policy import Policy
 from mmalign.run import DataSpec
-from mmalign.sources import Order, restore_order, share_of, weightless
 from mmalign.types import Batch, Preference, Trajectory
 from mmalign.vision.distortion import GRID, Distortion, Patches, distorted
 from mmalign.vision.features import picture_keys
@@ -46,7 +46,7 @@ class Record:
     truth: str | None
 
 
-class ViewSource:
+class ViewSource(WalkingSource):
     """Batches of records, each a group of answers under the picture and under a distorted one.
 
     The rows of a record, and their rewards: the chosen answer (1), the rejected one (0), the ground
@@ -61,35 +61,13 @@ class ViewSource:
                 f"a source of views needs a model that looks at pictures, not {type(adapter)}; "
                 "use `type: preferences`"
             )
-        self.spec, self.adapter, self.seed = spec, adapter, seed
+        self.spec, self.adapter = spec, adapter
         self.data = spec.data.preferences()
-        if len(self.data) == 0:
-            raise ValueError(f"the data set of the source holds no preference: {spec.data}")
-        self.order = Order(
-            size=len(self.data),
-            batch_size=spec.batch_size,
-            seed=seed,
-            shuffle=spec.shuffle,
-            keep_last=True,
-        )
+        super().__init__(spec, size=len(self.data), holds=f"preference: {spec.data}", seed=seed)
 
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            everything = self.order.next()
-            mine = share_of(everything)
-            batch = self._batch(mine or everything[-1:])
-            yield batch if mine else weightless(batch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Epoch and position."""
-        return {"epoch": self.order.epoch, "position": self.order.position, "size": len(self.data)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved position."""
-        restore_order(self.order, state, len(self.data))
-
-    def _batch(self, chosen: Sequence[tuple[int, int]]) -> Batch:
-        records = [self._record(epoch, number) for epoch, number in chosen]
+    def batch_of(self, everything: Sequence[Where], places: Sequence[int]) -> Batch:
+        """The records at these places, each a group."""
+        records = [self._record(*everything[place]) for place in places]
         trajectory = self._trajectory(records)
         groups = [torch.full((self._size(record),), i) for i, record in enumerate(records)]
         starts = torch.tensor([0, *map(len, groups[:-1])]).cumsum(0).tolist()

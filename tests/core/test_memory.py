@@ -11,7 +11,7 @@ from pathlib import Path
 import core_memory
 import pytest
 
-from mmalign.sources import Order
+from mmalign.epochs import Order
 
 
 def measured(*arguments: str) -> dict[str, float]:

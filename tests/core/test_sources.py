@@ -11,11 +11,12 @@ import torch
 from core_parts import EarlyLetters, rollouts
 from torch import Tensor
 
-from mmalign import distributed, sources
+from mmalign import distributed
+from mmalign.epochs import Order, weightless
 from mmalign.policy import Policy
 from mmalign.rng import seed_of
 from mmalign.selectors import BestWorst
-from mmalign.sources import Mixed, Order, Preferences, Rollouts
+from mmalign.sources import Mixed, Preferences, Rollouts
 from mmalign.text import TextPolicy
 from mmalign.types import Batch, Preference, Prompt, Scores, Trajectory
 
@@ -328,6 +329,6 @@ def test_a_weightless_pair_counts_in_no_objective(policy: Policy) -> None:
     (batch,) = drawn(Preferences(data=Rows(size=1), batch_size=1).build(policy, seed=SEED), 1)
     assert DPO().credit(batch).denominator == 1.0
     assert GRPO(scale="none").credit(batch).denominator == 2.0
-    nothing = sources.weightless(batch)
+    nothing = weightless(batch)
     assert DPO().credit(nothing).denominator == 0.0
     assert GRPO(scale="none").credit(nothing).denominator == 0.0

@@ -77,8 +77,8 @@ def test_processes_share_one_global_batch(policy: Policy) -> None:
     spec = Unpaired(data=DATA, batch_size=5, mismatched=True)
     source = spec.build(policy, seed=0)
     everything = source.order.next()
-    whole = source._batch(everything, range(5)).trajectory.outputs
-    parts = [source._batch(everything, range(start, 5, 2)).trajectory.outputs for start in (0, 1)]
+    whole = source.batch_of(everything, range(5)).trajectory.outputs
+    parts = [source.batch_of(everything, range(start, 5, 2)).trajectory.outputs for start in (0, 1)]
     for start, part in enumerate(parts):
         wanted = [whole[2 * place + side] for place in range(start, 5, 2) for side in (0, 1)]
         assert part == wanted

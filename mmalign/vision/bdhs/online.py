@@ -6,16 +6,16 @@ both with weights (averaged). All are one iterator, and a rule that says what an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 
 from mmalign import rng
+from mmalign.epochs import WalkingSource, Where
 from mmalign.policy import Policy
 from mmalign.run import DataSpec
-from mmalign.sources import Order, restore_order, share_of, weightless
 from mmalign.types import Batch, Output, Prompt
 from mmalign.vision.bdhs.hallucinating import Hallucinated, Recipe, hallucinate, require_means
 
@@ -23,8 +23,6 @@ NAME = "bdhs_online"
 DROPPED = "dropped/bdhs"
 """The counter of examples to which no rejected answer could be made."""
 
-Where: TypeAlias = tuple[int, int]
-"""Epoch and row number."""
 Rule: TypeAlias = Callable[[Where], tuple[float, float]]
 """The coefficients of an example's recorded pair and of its online pair; 0 for no such pair."""
 
@@ -67,32 +65,17 @@ class Walk:
     seed: int
 
 
-class BDHSSource:
+class BDHSSource(WalkingSource):
     """Batches of pairs; a group is an example, its chosen answer first."""
 
     def __init__(self, policy: Policy, walk: Walk) -> None:
         require_means(policy, walk.recipe)
-        if len(walk.examples) == 0:
-            raise ValueError("the data set of the source holds no right answer")
         self.policy, self.walk = policy, walk
-        self.order = Order(
-            size=len(walk.examples),
-            batch_size=walk.batch_size,
-            seed=walk.seed,
-            shuffle=walk.shuffle,
-            keep_last=True,
-        )
+        super().__init__(walk, size=len(walk.examples), holds="right answer", seed=walk.seed)
 
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            everything = self.order.next()
-            mine = share_of(everything)
-            # A process without a row still takes part in the gradient exchange; see
-            # `mmalign.sources.PreferenceSource`.
-            batch = self._batch(mine or everything[-1:])
-            yield batch if mine else _uncounted(weightless(batch))
-
-    def _batch(self, chosen: Sequence[Where]) -> Batch:
+    def batch_of(self, everything: Sequence[Where], places: Sequence[int]) -> Batch:
+        """The pairs of the examples at these places."""
+        chosen = [everything[place] for place in places]
         coefficients = [self.walk.rule(where) for where in chosen]
         online = [where for where, (_, live) in zip(chosen, coefficients, strict=True) if live != 0]
         made = dict(zip(online, self._hallucinated(online), strict=True))
@@ -115,15 +98,6 @@ class BDHSSource:
             self.walk.recipe,
             keys=[(self.walk.seed, NAME, *one) for one in where],
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Epoch and position."""
-        size = len(self.walk.examples)
-        return {"epoch": self.order.epoch, "position": self.order.position, "size": size}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved position."""
-        restore_order(self.order, state, len(self.walk.examples))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -330,15 +304,6 @@ def _recorded(data: DataSpec) -> list[Example]:
         )
         for pair in data.preferences()
     ]
-
-
-def _uncounted(batch: Batch) -> Batch:
-    """Without what another process counts for the same row; the names stay."""
-    return replace(
-        batch,
-        counters=dict.fromkeys(batch.counters, 0.0),
-        metrics=dict.fromkeys(batch.metrics, (0.0, 0.0)),
-    )
 
 
 def _check_share(name: str, value: float) -> None:
