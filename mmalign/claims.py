@@ -21,7 +21,7 @@ import torch
 from mmalign.evaluation import half_width
 
 Scores = Mapping[str, Sequence[float]]
-"""By metric, one score for each held-out prompt, in the same order in every arm."""
+"""By metric, one score for each held-out prompt, in the same order in every arm; or one number."""
 Measured = Mapping[str, Scores]
 """By arm."""
 
@@ -33,22 +33,36 @@ class Comparison:
     Attributes:
         metric: What is compared.
         arm: Whose.
-        over: Compared with whose.
-        sign: Whether the first is higher, lower, or not lower by more than ``margin``.
-        margin: In units of the metric, for ``kept``.
+        over: Compared with whose, or with which number.
+        sign: Whether the first is higher, lower, not lower by more than ``margin``, or neither
+            lower nor higher by more than it.
+        margin: In units of the metric, for ``kept`` and ``within``.
     """
 
     metric: str
     arm: str
-    over: str
-    sign: Literal["higher", "lower", "kept"] = "higher"
+    over: str | float
+    sign: Literal["higher", "lower", "kept", "within"] = "higher"
     margin: float = 0.0
 
     def __str__(self) -> str:
-        tail = f" (within {self.margin:g})" if self.sign == "kept" else ""
-        return f"{self.metric}: {self.arm} {self.sign} than {self.over}{tail}".replace(
-            "kept than", "keeps that of"
-        )
+        other = self.over if isinstance(self.over, str) else f"{self.over:g}"
+        said = {
+            "higher": f"higher than {other}",
+            "lower": f"lower than {other}",
+            "kept": f"keeps that of {other} (within {self.margin:g})",
+            "within": f"within {self.margin:g} of {other}",
+        }
+        return f"{self.metric}: {self.arm} {said[self.sign]}"
+
+    def holds(self, low: float, high: float) -> bool:
+        """Whether all differences between two bounds are as claimed."""
+        return {
+            "higher": low > 0,
+            "lower": high < 0,
+            "kept": low > -self.margin,
+            "within": -self.margin <= low and high <= self.margin,
+        }[self.sign]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,15 +92,15 @@ class Verdict:
 
     Attributes:
         difference: Mean over the prompts of all seeds.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
+        low: Lower end of its 95 % interval; None where every seed gives one number.
+        high: Upper end, likewise.
         by_seed: The mean of each seed.
         holds: Whether it came out as claimed.
     """
 
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     by_seed: tuple[float, ...]
     holds: bool
 
@@ -105,12 +119,12 @@ def judge(comparison: Comparison, runs: Sequence[Measured]) -> Verdict:
     every = torch.cat(parts)
     mean, half = float(every.mean()), half_width(every)
     by_seed = tuple(float(part.mean()) for part in parts)
-    if comparison.sign == "kept":
-        holds = mean - half > -comparison.margin and min(by_seed) > -comparison.margin
-    else:
-        sign = 1.0 if comparison.sign == "higher" else -1.0
-        holds = sign * mean - half > 0 and min(sign * value for value in by_seed) > 0
-    return Verdict(difference=mean, low=mean - half, high=mean + half, by_seed=by_seed, holds=holds)
+    holds = comparison.holds(min(by_seed), max(by_seed))
+    if len(every) == len(runs):
+        return Verdict(difference=mean, low=None, high=None, by_seed=by_seed, holds=holds)
+    low, high = mean - half, mean + half
+    holds = holds and comparison.holds(low, high)
+    return Verdict(difference=mean, low=low, high=high, by_seed=by_seed, holds=holds)
 
 
 def run_claim(claim: Claim, folder: Path, seeds: Sequence[int]) -> list[Measured]:
@@ -144,18 +158,20 @@ def record_of(claim: Claim, runs: Sequence[Measured]) -> dict[str, Any]:
             {
                 "comparison": str(comparison),
                 "difference": _rounded(verdict.difference),
-                "low": _rounded(verdict.low),
-                "high": _rounded(verdict.high),
+                "low": None if verdict.low is None else _rounded(verdict.low),
+                "high": None if verdict.high is None else _rounded(verdict.high),
                 "by_seed": [_rounded(value) for value in verdict.by_seed],
                 "holds": verdict.holds,
             }
         )
-    first = next(iter(runs[0].values()))
+    prompts = {
+        metric: len(values) for scores in runs[0].values() for metric, values in scores.items()
+    }
     return {
         "statement": claim.statement,
         "source": claim.source,
         "notes": claim.notes,
-        "prompts": {metric: len(values) for metric, values in first.items()},
+        "prompts": prompts,
         "arms": arms,
         "comparisons": verdicts,
         "holds": all(verdict["holds"] for verdict in verdicts),
@@ -167,7 +183,7 @@ def table(record: Mapping[str, Any]) -> str:
     metrics = list(record["prompts"])
     lines = ["| arm | " + " | ".join(metrics) + " |", "|---|" + "---|" * len(metrics)]
     for arm, scores in record["arms"].items():
-        cells = [f"{sum(scores[m]) / len(scores[m]):.3f}" for m in metrics]
+        cells = [f"{_mean(scores[m]):.3f}" if m in scores else "" for m in metrics]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -175,7 +191,9 @@ def table(record: Mapping[str, Any]) -> str:
         "|---|---|---|---|",
     ]
     for one in record["comparisons"]:
-        interval = f"{one['difference']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
+        interval = f"{one['difference']:+.3f}"
+        if one["low"] is not None:
+            interval += f" [{one['low']:+.3f}, {one['high']:+.3f}]"
         seeds = ", ".join(f"{value:+.3f}" for value in one["by_seed"])
         holds = "yes" if one["holds"] else "**no**"
         lines.append(f"| {one['comparison']} | {interval} | {seeds} | {holds} |")
@@ -183,17 +201,22 @@ def table(record: Mapping[str, Any]) -> str:
 
 
 def _difference(comparison: Comparison, run: Measured) -> torch.Tensor:
-    sides = []
-    for arm in (comparison.arm, comparison.over):
-        if comparison.metric not in run.get(arm, {}):
-            raise ValueError(f"{comparison}: no {comparison.metric!r} was measured for {arm!r}")
-        sides.append(torch.tensor(run[arm][comparison.metric], dtype=torch.float64))
-    if len(sides[0]) != len(sides[1]):
+    own = _values(comparison, run, comparison.arm)
+    if not isinstance(comparison.over, str):
+        return own - comparison.over
+    other = _values(comparison, run, comparison.over)
+    if len(own) != len(other):
         raise ValueError(
-            f"{comparison}: measured on {len(sides[0])} and {len(sides[1])} prompts; both arms "
-            "need the same"
+            f"{comparison}: measured on {len(own)} and {len(other)} prompts; both arms need the "
+            "same"
         )
-    return sides[0] - sides[1]
+    return own - other
+
+
+def _values(comparison: Comparison, run: Measured, arm: str) -> torch.Tensor:
+    if comparison.metric not in run.get(arm, {}):
+        raise ValueError(f"{comparison}: no {comparison.metric!r} was measured for {arm!r}")
+    return torch.tensor(run[arm][comparison.metric], dtype=torch.float64)
 
 
 def _plain(measured: Measured) -> dict[str, dict[str, list[float]]]:

@@ -118,6 +118,8 @@ CLAIMS = {
     "opa-dpo": "mmalign.tinyworld.claims.opa_dpo:CLAIM",
     "mixed-dpo": "mmalign.tinyworld.claims.mixed_dpo:CLAIM",
     "mdpo": "mmalign.tinyworld.claims.mdpo:CLAIM",
+    "noisy-labels": "mmalign.tinyworld.claims.noisy_labels:CLAIM",
+    "diffusion-dpo": "mmalign.tinyworld.claims.diffusion_dpo:CLAIM",
 }
 
 EXPERTS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,9 +16,12 @@ from mmalign.policy import Policy
 from mmalign.protocols import RewardModel
 from mmalign.rewards import judged
 from mmalign.run import PolicySpec
+from mmalign.tinyworld.data import TaskJudge
+from mmalign.tinyworld.tasks import TASKS
 from mmalign.types import Output, Prompt
 
 BATCH = 64
+GRADED, EXACT = "graded judge's score", "share exactly right"
 
 
 def trained(name: str, folder: Path, *, seed: int, overrides: Sequence[str] = ()) -> Path:
@@ -41,6 +45,17 @@ def fresh(spec: PolicySpec) -> Policy:
     """A policy as it starts."""
     torch.manual_seed(0)
     return spec.load().on_accelerator()
+
+
+def start(name: str, overrides: Sequence[str] = ()) -> Policy:
+    """The policy of a shipped config as it starts."""
+    return fresh(load_run(name, overrides).policy)
+
+
+def logged(folder: Path, metric: str) -> list[float]:
+    """What a run in ``folder`` logged of a metric, update by update."""
+    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [float(record[metric]) for record in map(json.loads, lines) if metric in record]
 
 
 def built(name: str, path: Path, *, seed: int, shipped: str, settings: Sequence[str] = ()) -> Path:
@@ -76,4 +91,25 @@ def scores(
     return {
         metric: judged(judge, prompts, answers(policy, prompts, seed=seed)).tolist()
         for metric, (prompts, judge) in tasks.items()
+    }
+
+
+def judged_exactly(
+    policy: Policy, task: str, *, size: int, seed: int, graded: bool = True
+) -> dict[str, list[float]]:
+    """The tiny world's judge of one answer to each of ``size`` held-out prompts of a task.
+
+    Args:
+        policy: Whose answers.
+        task: Of the prompts.
+        size: How many, the same ones for every seed.
+        seed: Of the answers.
+        graded: Whether the score that half-right answers earn is measured too.
+    """
+    prompts = TASKS[task].prompts(split="heldout", size=size, seed=7)
+    made = answers(policy, prompts, seed=seed)
+    kinds = {GRADED: True, EXACT: False} if graded else {EXACT: False}
+    return {
+        name: judged(TaskJudge(partial=partial), prompts, made).tolist()
+        for name, partial in kinds.items()
     }

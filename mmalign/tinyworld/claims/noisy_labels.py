@@ -1,0 +1,66 @@
+"""Flipped labels: objectives that expect them against DPO, which does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mmalign.claims import Claim, Comparison
+from mmalign.tinyworld.claims.common import EXACT, aligned, judged_exactly, logged, start, trained
+
+CONFIG = "text/dpo"
+HELDOUT = 600
+STEPS = 100
+RATES = (0.2, 0.4)
+RECOVERED = "share of flipped labels that it infers"
+
+
+def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
+    """Sums worked out after training on pairs of which a share is turned round."""
+    arms = {"before": judged_exactly(start(CONFIG), "arithmetic", size=HELDOUT, seed=seed)}
+    for rate in RATES:
+        data = f"{{type: tinyworld, task: arithmetic, size: 4000, seed: {seed}, flip_rate: {rate}}}"
+        objectives = {
+            "dpo": "{type: dpo, beta: 0.5}",
+            "rdpo": f"{{type: rdpo, beta: 0.5, label_smoothing: {rate}}}",
+            "latent_em": "{type: latent_em, beta: 0.5}",
+        }
+        for name, objective in objectives.items():
+            output = trained(
+                CONFIG,
+                folder / f"{name}-{rate}",
+                seed=seed,
+                overrides=[
+                    f"source.data={data}",
+                    f"objective={objective}",
+                    f"training.steps={STEPS}",
+                ],
+            )
+            arm = judged_exactly(aligned(output), "arithmetic", size=HELDOUT, seed=seed)
+            if name == "latent_em":
+                arm[RECOVERED] = [1 - logged(output, "reliability")[-1]]
+            arms[f"{name}, {rate:.0%} flipped"] = arm
+    return arms
+
+
+CLAIM = Claim(
+    statement=(
+        "Where a fifth or two fifths of the labels are turned round, rdpo (told how many) and "
+        "latent_em (not told) beat DPO, and latent_em finds out how many."
+    ),
+    source="2403.00409, 2509.24159",
+    run=run,
+    comparisons=tuple(
+        comparison
+        for rate in RATES
+        for other in [f", {rate:.0%} flipped"]
+        for comparison in (
+            Comparison(metric=EXACT, arm="rdpo" + other, over="dpo" + other),
+            Comparison(metric=EXACT, arm="latent_em" + other, over="dpo" + other),
+            Comparison(
+                metric=RECOVERED, arm="latent_em" + other, over=rate, sign="within", margin=0.05
+            ),
+        )
+    ),
+    seeds=3,
+)
