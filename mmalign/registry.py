@@ -119,6 +119,7 @@ CLAIMS = {
     "mixed-dpo": "mmalign.tinyworld.claims.mixed_dpo:CLAIM",
     "mdpo": "mmalign.tinyworld.claims.mdpo:CLAIM",
     "noisy-labels": "mmalign.tinyworld.claims.noisy_labels:CLAIM",
+    "shorter": "mmalign.tinyworld.claims.shorter:CLAIM",
     "chosen-likelihood": "mmalign.tinyworld.claims.chosen_likelihood:CLAIM",
     "ranking-accuracy": "mmalign.tinyworld.claims.ranking_accuracy:CLAIM",
     "every-modality": "mmalign.tinyworld.claims.every_modality:CLAIM",
