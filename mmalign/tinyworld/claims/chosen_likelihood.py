@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmalign.claims import Claim, Comparison
-from mmalign.tinyworld.claims.common import aligned, start, trained
-from mmalign.tinyworld.claims.likelihoods import CHOSEN, displaced, scored
+from mmalign.tinyworld.claims.common import EXACT, aligned, judged_exactly, start, trained
+from mmalign.tinyworld.claims.likelihoods import CHOSEN, HELDOUT, displaced, scored
 
-CONFIG = "vision/lvlm_dpo"
-TASK = "describe"
-STEPS = 60
+CONFIG = "text/dpo"
+TASK = "arithmetic"
+HARD = ("training.learning_rate=2e-3", "training.steps=60", "source.batch_size=16")
+"""Four times the config's rate, at half its beta."""
 OBJECTIVES = {
-    "dpo": "{type: dpo, beta: 0.1}",
-    "dpo_sft": "{type: dpo_sft, beta: 0.1, nll_coefficient: 0.05}",
+    "dpo": "{type: dpo, beta: 0.05}",
+    "dpo_sft": "{type: dpo_sft, beta: 0.05, nll_coefficient: 0.05}",
 }
 
 
@@ -28,16 +29,20 @@ def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
             CONFIG,
             folder / name,
             seed=seed,
-            overrides=[f"objective={objective}", f"source.data={data}", f"training.steps={STEPS}"],
+            overrides=[f"objective={objective}", f"source.data={data}", *HARD],
         )
-        arms[name] = displaced(scored(aligned(output), before, TASK))
+        policy = aligned(output)
+        arms[name] = {
+            **displaced(scored(policy, before, TASK)),
+            **judged_exactly(policy, TASK, size=HELDOUT, seed=seed, graded=False),
+        }
     return arms
 
 
 CLAIM = Claim(
     statement=(
         "DPO makes the chosen outputs of held-out pairs less likely than they were, and dpo_sft "
-        "keeps them from falling."
+        "keeps them from falling, and does better at the task."
     ),
     source="2405.16436, 2404.19733",
     run=run,
@@ -45,6 +50,7 @@ CLAIM = Claim(
         Comparison(metric=CHOSEN, arm="dpo", over=0.0, sign="lower"),
         Comparison(metric=CHOSEN, arm="dpo_sft", over="dpo"),
         Comparison(metric=CHOSEN, arm="dpo_sft", over=0.0, sign="kept"),
+        Comparison(metric=EXACT, arm="dpo_sft", over="dpo"),
     ),
     seeds=3,
 )

@@ -10,11 +10,16 @@ from mmalign.tinyworld.claims.common import GRADED, aligned, judged_exactly, sta
 
 HELDOUT = 250
 ROWS = "{type: tinyworld, task: draw, size: 4000, seed: SEED}"
-UNPAIRED = "{type: unpaired, rows: pairs, data: ROWS, batch_size: 64, mismatched: true}"
+UNPAIRED = "{type: unpaired, rows: pairs, data: ROWS, batch_size: 32, mismatched: true}"
 CONFIGS = {"diffusion": "diffusion/diffusion_dpo", "AR image": "vision/ar_dpo"}
 SHORT = {
-    "diffusion": ("training.steps=30", "policy.draws=2"),
-    "AR image": ("training.steps=30",),
+    "diffusion": (
+        "training.steps=20",
+        "policy.draws=2",
+        "training.learning_rate=4e-4",
+        "source.batch_size=16",
+    ),
+    "AR image": ("training.steps=24", "source.batch_size=16"),
 }
 OBJECTIVES = {
     "diffusion": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mmalign.diagnostics import likelihood, ranking
+from mmalign.diagnostics import likelihood
 from mmalign.diagnostics.measuring import PairScores, Settings, score_pairs
 from mmalign.policy import Policy
 from mmalign.references import Frozen
@@ -13,8 +13,6 @@ from mmalign.tinyworld.tasks import TASKS
 HELDOUT = 400
 CHOSEN = "nats by which the chosen output became likelier"
 REJECTED = "nats by which the rejected output became likelier"
-RIGHT = "ranking accuracy"
-IDEALISED = "idealised ranking accuracy"
 
 
 def scored(policy: Policy, before: Policy, task: str) -> PairScores:
@@ -28,10 +26,3 @@ def displaced(found: PairScores) -> Mapping[str, list[float]]:
     """How far both sides of each pair were moved."""
     moved = likelihood.displacement(found.s_w, found.s_l, found.ref_s_w, found.ref_s_l)
     return {CHOSEN: moved.chosen.tolist(), REJECTED: moved.rejected.tolist()}
-
-
-def ranked(found: PairScores, *, beta: float) -> Mapping[str, list[float]]:
-    """Whether each pair is ranked right, and whether the exact optimum would rank it right."""
-    right = ranking.ranked_right(found.s_w, found.s_l, found.n_w, found.n_l)
-    ideal = ranking.idealised_score(found.ref_s_w, found.ref_s_l, beta=beta) > 0
-    return {RIGHT: right.double().tolist(), IDEALISED: ideal.double().tolist()}
