@@ -123,6 +123,11 @@ CLAIMS = {
     "chosen-likelihood": "mmalign.tinyworld.claims.chosen_likelihood:CLAIM",
     "ranking-accuracy": "mmalign.tinyworld.claims.ranking_accuracy:CLAIM",
     "every-modality": "mmalign.tinyworld.claims.every_modality:CLAIM",
+    "online-pictures": "mmalign.tinyworld.claims.online_pictures:CLAIM",
+    "path-rl": "mmalign.tinyworld.claims.path_rl:CLAIM",
+    "shared-noise": "mmalign.tinyworld.claims.shared_noise:CLAIM",
+    "step-windows": "mmalign.tinyworld.claims.step_windows:CLAIM",
+    "fifa": "mmalign.tinyworld.claims.fifa:CLAIM",
     "diffusion-dpo": "mmalign.tinyworld.claims.diffusion_dpo:CLAIM",
 }
 

@@ -1,0 +1,75 @@
+"""Online against offline DPO at equal pictures: drawn by the policy as it is, or as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mmalign.claims import Claim, Comparison
+from mmalign.tinyworld.claims.common import (
+    EXACT,
+    GRADED,
+    aligned,
+    built,
+    judged_exactly,
+    start,
+    trained,
+)
+
+CONFIG = "diffusion/diffusion_online_dpo"
+UPDATES, PROMPTS, PICTURES = 20, 16, 4
+"""Of the online run: updates, prompts of an update, pictures of a prompt."""
+HELDOUT = 300
+SAME = (f"training.steps={UPDATES}", "training.learning_rate=2e-4", "policy.draws=2")
+
+
+def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
+    """The model as it is, and trained on as many of its pictures drawn before or meanwhile."""
+    judge = "{type: tinyworld, partial: true}"
+    prompts = f"{{type: tinyworld, task: draw, size: {UPDATES * PROMPTS}, seed: {seed}}}"
+    file = built(
+        "pairs",
+        folder / "pairs.jsonl",
+        seed=seed,
+        shipped="diffusion/data/pairs",
+        settings=[
+            f"data={prompts}",
+            f"reward={judge}",
+            f"num_generations={PICTURES}",
+            "selector.min_margin=0",
+            "batch_size=16",
+        ],
+    )
+    sources = {
+        "offline": f"{{type: preferences, data: {{type: file, path: {file}}}, batch_size: SIZE}}",
+        "online": (
+            f"{{type: rollouts, data: {prompts}, reward: {judge}, num_generations: {PICTURES}, "
+            "selector: {type: best_worst}, batch_size: SIZE}"
+        ),
+    }
+    arms = {"before": judged_exactly(start(CONFIG), "draw", size=HELDOUT, seed=seed)}
+    for name, source in sources.items():
+        output = trained(
+            CONFIG,
+            folder / name,
+            seed=seed,
+            overrides=[f"source={source.replace('SIZE', str(PROMPTS))}", *SAME],
+        )
+        arms[name] = judged_exactly(aligned(output), "draw", size=HELDOUT, seed=seed)
+    return arms
+
+
+CLAIM = Claim(
+    statement=(
+        "At equal numbers of judged pictures and of updates, online DPO draws better than DPO on "
+        "pairs that the model drew before training."
+    ),
+    source="2402.04792",
+    run=run,
+    comparisons=(
+        Comparison(metric=GRADED, arm="online", over="before"),
+        Comparison(metric=GRADED, arm="online", over="offline"),
+        Comparison(metric=EXACT, arm="online", over="offline"),
+    ),
+    seeds=3,
+)
