@@ -71,6 +71,10 @@ class Kept(torch.autograd.graph.saved_tensors_hooks):
         self.now = self.peak = 0
         super().__init__(lambda tensor: _Holder(self, tensor), lambda holder: holder.tensor)
 
+    def __enter__(self) -> Kept:  # type: ignore[override]
+        super().__enter__()
+        return self
+
     def add(self, tensor: Tensor, number: int) -> None:
         """Count a tensor's storage where it is the first of it, or the last (``number`` -1)."""
         storage = tensor.untyped_storage()
