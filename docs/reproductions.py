@@ -29,7 +29,8 @@ one; this page is written from its outcomes. A claim that does not hold here is 
 A claim **holds** here when every comparison under it does: the difference has the claimed sign at
 every seed, and its 95 % interval over the prompts of all seeds excludes nought (where something is
 to be kept: excludes a loss beyond the margin). The interval knows of prompts alone; how much
-training varies is seen in the differences by seed. Comparisons and settings were settled while
+training varies is seen in the differences by seed. Where a seed gives one number, there is no
+interval, and every seed has to come out. Comparisons and settings were settled while
 earlier runs of the same experiments were looked at; what had not come out by then is said under
 each table. Tiny models in a drawn world are evidence about the method and its code, not about the
 size of the gain on a real model.
@@ -62,11 +63,14 @@ def page() -> str:
 
 
 def _section(name: str, record: dict) -> str:
-    prompts = ", ".join(f"{number} for {metric}" for metric, number in record["prompts"].items())
-    seeds = ", ".join(map(str, record["seeds"]))
+    counts = {metric: number for metric, number in record["prompts"].items() if number > 1}
+    seeds = "Seeds " + ", ".join(map(str, record["seeds"]))
+    if counts:
+        prompts = ", ".join(f"{number} for {metric}" for metric, number in counts.items())
+        seeds += f"; held-out prompts: {prompts}"
     return (
         f"## {name}\n\n{record['statement']} ({record['source']})\n\n{table(record)}\n\n"
-        f"Seeds {seeds}; held-out prompts: {prompts}; the arms' values are means over the seeds."
+        f"{seeds}; the arms' values are means over the seeds."
         + (f" {record['notes']}" if record["notes"] else "")
     )
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -42,6 +43,46 @@ def test_a_loss_beyond_the_margin_is_not_kept():
     kept = Comparison(metric="accuracy", arm="new", over="old", sign="kept", margin=0.05)
     assert not judge(kept, [run_of([0.9] * 9, [1.0] * 9)]).holds
     assert judge(kept, [run_of([0.96] * 9, [1.0] * 9)]).holds
+
+
+def test_a_number_takes_the_place_of_the_other_arm():
+    """Values 0.25 and 0.75 over 0.4: mean 0.1, and both directions of it lie within 0.65 of it:
+    variance 0.125, half width 1.959964 * sqrt(0.125 / 2) = 0.489991."""
+    runs = [{"new": {"rate": [0.25, 0.75]}}]
+    within = Comparison(metric="rate", arm="new", over=0.4, sign="within", margin=0.6)
+    verdict = judge(within, runs)
+    assert verdict.difference == pytest.approx(0.1)
+    assert verdict.high == pytest.approx(0.589991, abs=1e-6)
+    assert verdict.holds
+    assert not judge(replace(within, margin=0.58), runs).holds
+    assert str(within) == "rate: new within 0.6 of 0.4"
+
+
+def test_one_number_a_seed_has_no_interval_and_every_seed_decides():
+    found = Comparison(metric="rate", arm="new", over=0.2, sign="within", margin=0.05)
+    runs = [{"new": {"rate": [rate]}} for rate in (0.21, 0.16, 0.24)]
+    verdict = judge(found, runs)
+    assert (verdict.low, verdict.high) == (None, None)
+    assert verdict.by_seed == pytest.approx((0.01, -0.04, 0.04))
+    assert verdict.holds
+    assert not judge(found, [*runs, {"new": {"rate": [0.26]}}]).holds
+    assert not judge(found, [*runs, {"new": {"rate": [0.14]}}]).holds
+    higher = Comparison(metric="rate", arm="new", over=0.2)
+    assert not judge(higher, runs).holds
+    assert judge(higher, runs[::2]).holds
+
+
+def test_a_metric_of_some_arms_is_a_column_with_gaps():
+    runs = [{"new": {"accuracy": [1.0, 0.0], "rate": [0.21]}, "old": {"accuracy": [0.0, 0.0]}}]
+    rate = Comparison(metric="rate", arm="new", over=0.2, sign="within", margin=0.05)
+    claim = Claim(
+        statement="New.", source="none", run=lambda folder, seed: runs[0], comparisons=[UP, rate]
+    )
+    record = record_of(claim, runs)
+    assert record["prompts"] == {"accuracy": 2, "rate": 1}
+    shown = table(json.loads(json.dumps(record))).splitlines()
+    assert "| old | 0.000 |  |" in shown
+    assert "| rate: new within 0.05 of 0.2 | +0.010 | +0.010 | yes |" in shown
 
 
 def test_unequal_prompts_and_missing_arms_are_errors():
