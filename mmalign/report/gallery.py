@@ -5,8 +5,6 @@ The page needs nothing beside it and loads nothing. How it looks is in ``gallery
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +19,7 @@ from mmalign.data.building import DROPPED, Files
 from mmalign.data.formats import Dropped, RowError
 from mmalign.data.reading import Place, Reader
 from mmalign.report.items import Item, item_of
-from mmalign.report.pictures import template
+from mmalign.report.pictures import digest, template
 
 KEPT = "kept"
 UNREADABLE = "unreadable row"
@@ -106,7 +104,7 @@ def write_gallery(place: Place, out: Path, *, limits: Limits, seed: int = 0) -> 
     page = template("gallery.html").render(
         gallery=gallery,
         script=Markup(script),  # ours, and the only one that the page's policy lets run
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script_digest=digest(script),
         has_heat=any(view.heat for item in gallery.items for view in item.views),
         has_weights=any(
             piece.tint is not None

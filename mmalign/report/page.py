@@ -7,13 +7,15 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
+from mmalign.report.comparison import compared, grid, table
 from mmalign.report.curves import panels
-from mmalign.report.pictures import shown, template
-from mmalign.report.reading import Record, RunRecord, read
+from mmalign.report.pictures import digest, template
+from mmalign.report.reading import RunRecord, read
 
 PACKAGES = (
     "mmalign",
@@ -24,6 +26,9 @@ PACKAGES = (
     "accelerate",
     "open_clip_torch",
 )
+DIVERSITY = "diversity "
+"""What the summary puts before the name of a diversity."""
+_SCRIPT = Path(__file__).with_name("page.js")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +57,7 @@ class Score:
     Attributes:
         run: Name of the run.
         anchor: Where its section is.
-        judge: Name of the judge.
+        judge: Name of the judge, or of a diversity behind `DIVERSITY`.
         first: True for a run's headline judge.
         before: Score at the first evaluation.
         after: At the last one, or None.
@@ -93,10 +98,14 @@ def write(run_dirs: Sequence[Path], out: Path) -> Path:
     runs = [read(Path(folder)) for folder in run_dirs]
     if not runs:
         raise ValueError("a report needs the folder of at least one run")
+    sections = [_section(run, number) for number, run in enumerate(runs)]
+    script = _SCRIPT.read_text("utf-8") if any(one["compared"] for one in sections) else ""
     page = template("page.html").render(
         scores=[score for number, run in enumerate(runs) for score in scores(run, number)],
-        sections=[_section(run, number) for number, run in enumerate(runs)],
+        sections=sections,
         versions=_versions(),
+        script=Markup(script),  # ours, and the only one that the page's policy lets run
+        script_digest=digest(script),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
@@ -104,16 +113,23 @@ def write(run_dirs: Sequence[Path], out: Path) -> Path:
 
 
 def scores(run: RunRecord, number: int) -> list[Score]:
-    """What each judge said before and after."""
+    """What each judge said before and after, and what each diversity made of the samples."""
     if not run.evaluations:
         return []
     first, last = run.evaluations[0], run.evaluations[-1]
     several = len(run.evaluations) > 1
+    rises = last.get("paired", {})
+    lines = [
+        (name, record, last["judge"][name], rises.get(name))
+        for name, record in first["judge"].items()
+    ]
+    for name, record in first.get("diversity", {}).items():
+        after = last["diversity"][name]
+        lines.append((f"{DIVERSITY}{name}", record, after, after.get("change")))
     found: list[Score] = []
-    for name, record in first["judge"].items():
-        after = Interval.of(last["judge"][name]) if several else None
+    for name, record, last_record, rise in lines:
         before = Interval.of(record)
-        rise = last.get("paired", {}).get(name)
+        after_or_none = Interval.of(last_record) if several else None
         found.append(
             Score(
                 run=run.name,
@@ -121,10 +137,10 @@ def scores(run: RunRecord, number: int) -> list[Score]:
                 judge=name,
                 first=not found,
                 before=before,
-                after=after,
+                after=after_or_none,
                 rise=None if rise is None else Interval.of(rise),
                 num_prompts=record["num_prompts"],
-                axis=_axis([before, after or before]),
+                axis=_axis([before, after_or_none or before]),
             )
         )
     return found
@@ -147,10 +163,25 @@ def _section(run: RunRecord, number: int) -> dict[str, Any]:
         "facts": _facts(run),
         "panels": panels(run),
         "judges": list(run.evaluations[0]["judge"]) if run.evaluations else [],
-        "samples": _samples(run),
+        "warnings": _warnings(run),
+        "compared": compared(run),
+        "grid": grid(run),
+        "samples": table(run),
         "config": run.config,
         "counters": run.counters,
     }
+
+
+def _warnings(run: RunRecord) -> list[str]:
+    """What the last evaluation warned of."""
+    if not run.evaluations:
+        return []
+    first, last = run.evaluations[0], run.evaluations[-1]
+    return [
+        f"The samples of a prompt have become alike: diversity {name} was "
+        f"{first['diversity'][name]['mean']:.3g} and is {last['diversity'][name]['mean']:.3g}."
+        for name in last.get("collapsed", ())
+    ]
 
 
 def _facts(run: RunRecord) -> dict[str, str]:
@@ -172,39 +203,6 @@ def _facts(run: RunRecord) -> dict[str, str]:
     if run.seconds:
         found["time"] = f"{run.seconds:.0f} s"
     return {key: str(value) for key, value in found.items()}
-
-
-def _samples(run: RunRecord) -> list[dict[str, Any]]:
-    folder = run.folder / "samples"
-    rows = []
-    for before, after in zip_longest(run.before, run.after):
-        item: Record = before or after
-        rows.append(
-            {
-                "prompt": item["prompt"],
-                "images": [shown(name, folder) for name in item.get("images", ())],
-                "before": _outputs(before, folder),
-                "after": _outputs(after, folder),
-            }
-        )
-    return rows
-
-
-def _outputs(item: Record | None, folder: Path) -> list[dict[str, Any]]:
-    """Each output as text or picture, with its scores by judge."""
-    if item is None:
-        return []
-    found = []
-    for number, output in enumerate(item["outputs"]):
-        is_text = isinstance(output, str)
-        found.append(
-            {
-                "text": output if is_text else None,
-                "picture": None if is_text else shown(output["image"], folder),
-                "scores": {name: values[number] for name, values in item["scores"].items()},
-            }
-        )
-    return found
 
 
 def _versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,11 @@ def embedded(picture: Image.Image, *, side: int = MAX_SIDE) -> Shown:
         small.save(buffer, "WEBP", quality=85)
     kind = "png" if tiny else "webp"
     return Shown(uri=data_uri(buffer.getvalue(), kind), tiny=tiny, size=size)
+
+
+def digest(script: str) -> str:
+    """What a page's policy knows a script by."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def data_uri(data: bytes, kind: str) -> str:

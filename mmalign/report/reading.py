@@ -13,6 +13,8 @@ from mmalign.log import TIMING
 
 Record = Mapping[str, Any]
 
+MAX_SAMPLED = 6
+"""Evaluations whose samples are shown."""
 COUNTERS = ("counts/", "skipped/")
 """Metrics that count something; the report adds them up."""
 
@@ -26,8 +28,8 @@ class RunRecord:
         name: What the report calls it.
         metrics: One record an update, with ``step``.
         evaluations: One record an evaluation, with ``step``.
-        before: The kept samples of the first evaluation.
-        after: The kept samples of the last one; empty where there was only one.
+        sampled: The kept samples by update, of the first evaluation, the last one, and some between
+            them; in order.
         config: The resolved config as text.
         settings: The same as data.
     """
@@ -36,10 +38,19 @@ class RunRecord:
     name: str
     metrics: Sequence[Record]
     evaluations: Sequence[Record]
-    before: Sequence[Record]
-    after: Sequence[Record]
+    sampled: Mapping[int, Sequence[Record]]
     config: str
     settings: Record
+
+    @property
+    def before(self) -> Sequence[Record]:
+        """The kept samples of the first evaluation."""
+        return next(iter(self.sampled.values()), ())
+
+    @property
+    def after(self) -> Sequence[Record]:
+        """The kept samples of the last one; empty where there was only one."""
+        return list(self.sampled.values())[-1] if len(self.sampled) > 1 else ()
 
     @property
     def seconds(self) -> float:
@@ -78,11 +89,18 @@ def read(folder: Path) -> RunRecord:
         name=folder.parent.name if folder.name == "run" and folder.parent.name else folder.name,
         metrics=_lines(folder / "metrics.jsonl"),
         evaluations=evaluations,
-        before=_samples(folder, steps[0]) if steps else (),
-        after=_samples(folder, steps[-1]) if len(steps) > 1 else (),
+        sampled={step: _samples(folder, step) for step in _spread(steps)},
         config=text,
         settings=settings,
     )
+
+
+def _spread(steps: Sequence[int]) -> list[int]:
+    """The first, the last, and others at equal distances: at most `MAX_SAMPLED`."""
+    if len(steps) <= MAX_SAMPLED:
+        return list(steps)
+    last = len(steps) - 1
+    return [steps[round(i * last / (MAX_SAMPLED - 1))] for i in range(MAX_SAMPLED)]
 
 
 def _lines(path: Path) -> list[Record]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mmalign.report.curves import Panel, histogram
+from mmalign.report.drawing import Panel, histogram
 from mmalign.report.pictures import Shown, embedded, template
 from mmalign.types import Output
 

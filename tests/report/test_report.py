@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
 import re
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mmalign.report import write
+from mmalign import report
+from mmalign.report import curves, write
+from mmalign.report.comparison import compared, grid, table
 from mmalign.report.curves import grouped, panels
-from mmalign.report.page import scores
+from mmalign.report.page import Interval, scores
 from mmalign.report.reading import read
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -32,7 +35,7 @@ def lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two updates; scores 0.5 before and 0.8 after; a text and a picture as outputs."""
+    """Two updates; scores 0.5 before and 0.8 after; a picture and a text as outputs."""
     run = tmp_path / "my <run>"
     samples = run / "samples"
     samples.mkdir(parents=True)
@@ -101,8 +104,11 @@ def page(folder: Path, *more: Path) -> Page:
 
 def test_model_output_is_shown_not_obeyed(folder: Path) -> None:
     found = page(folder)
-    names = {tag for tag, _ in found.tags}
-    assert "script" not in names
+    assert [tag for tag, _ in found.tags].count("script") == 1
+    script = Path(report.__file__).with_name("page.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = (a["content"] for t, a in found.tags if t == "meta" and "http-equiv" in a)
+    assert f"script-src 'sha256-{digest}'" in str(policy)
     assert not [a for _, attributes in found.tags for a in attributes if a.startswith("on")]
     assert f"{HOSTILE} at 0" in found.text and f"{HOSTILE} at 2" in found.text
     assert f"draw {HOSTILE}" in found.text
@@ -119,6 +125,16 @@ def test_nothing_is_fetched(folder: Path) -> None:
     assert not [t for t, _ in found.tags if t in ("link", "iframe", "object", "base", "form")]
     policies = [a["content"] for t, a in found.tags if t == "meta" and "http-equiv" in a]
     assert policies and str(policies[0]).startswith("default-src 'none'")
+
+
+def test_no_script_without_pictures_to_compare(folder: Path) -> None:
+    (folder / "evaluations.jsonl").write_text(
+        (folder / "evaluations.jsonl").read_text().splitlines()[0] + "\n"
+    )
+    found = page(folder)
+    assert "script" not in {tag for tag, _ in found.tags}
+    (policy,) = (a["content"] for t, a in found.tags if t == "meta" and "http-equiv" in a)
+    assert "script-src" not in str(policy)
 
 
 def test_pictures_are_the_samples(folder: Path) -> None:
@@ -146,6 +162,66 @@ def test_summary(folder: Path) -> None:
         assert shown in text
 
 
+def test_samples_are_laid_over_each_other(folder: Path) -> None:
+    """The prompt that is drawn is compared, the one with a picture of its own is in the table."""
+    run = read(folder)
+    (pair,) = compared(run)
+    assert pair.prompt == f"draw {HOSTILE}" and pair.scores == {"exact": (0.25, 0.25)}
+    assert pair.before.uri and pair.before.uri != pair.after.uri
+    assert [row["prompt"] for row in table(run)] == ["say"]
+    assert grid(run) is None  # would hold the same two pictures
+    inputs = [a for t, a in page(folder).tags if t == "input"]
+    assert len(inputs) == 2 and inputs[1]["aria-label"] == f"draw {HOSTILE}: after from here on"
+
+
+def test_grid_of_evaluations(folder: Path) -> None:
+    """Of 12 evaluations six are shown, the first and the last among them; four samples each."""
+    samples, line = folder / "samples", (folder / "evaluations.jsonl").read_text().splitlines()[0]
+    lines(folder / "evaluations.jsonl", [{**json.loads(line), "step": s} for s in range(12)])
+    item = {"prompt": "draw", "outputs": [{"image": "red.png"}] * 5, "scores": {"exact": [0.5] * 5}}
+    for step in range(12):
+        (samples / f"step-{step:06d}.json").write_text(json.dumps({"step": step, "items": [item]}))
+    found = grid(read(folder))
+    assert found is not None and list(found.steps) == [0, 2, 4, 7, 9, 11]
+    ((prompt, cells),) = found.rows
+    assert prompt == "draw" and [len(cell) for cell in cells] == [4] * 6
+    assert page(folder).text.count("Samples by update") == 1
+
+
+def test_best_of_and_diversity(folder: Path) -> None:
+    """Curves of both, a line of the summary, and a word where the samples have become alike."""
+    best = [{"n": n, "mean": 0.1 * n, "low": 0.0, "high": 0.5} for n in (1, 2, 3)]
+    change = {"mean": -0.3, "low": -0.35, "high": -0.25}
+    records = [
+        {"step": 0, "judge": {"exact": judge(0.5) | {"best_of": best}},
+         "diversity": {"pixels": judge(0.4)}},
+        {"step": 2, "judge": {"exact": judge(0.8) | {"best_of": best}},
+         "diversity": {"pixels": {**judge(0.1), "change": change}}, "collapsed": ["pixels"]},
+    ]  # fmt: skip
+    lines(folder / "evaluations.jsonl", records)
+    run = read(folder)
+    titles = [panel.title for panel in panels(run)][:3]
+    assert titles == [
+        "judge exact, 95 % interval", "exact: best of n samples",
+        "diversity of samples (pixels), 95 % interval",
+    ]  # fmt: skip
+    last = scores(run, 0)[-1]
+    assert (last.judge, last.rise) == ("diversity pixels", Interval(**change))
+    assert "have become alike: diversity pixels was 0.4 and is 0.1." in page(folder).text
+
+
+def test_reward_has_an_interval_where_it_is_smoothed(folder: Path) -> None:
+    """A constant reward has none to draw; of 1 and 3 in turn the window of 11 has 2 +- 0.6."""
+    found = curves._smooth([(step, 1.0 + 2 * (step % 2)) for step in range(100)])
+    step, mean, low, high = found[50]
+    # Steps 45 to 55: six times 3 and five times 1, mean 23/11, squares 120/11, deviation 1.0445.
+    assert (step, mean) == (50, pytest.approx(23 / 11))
+    assert high - mean == pytest.approx(1.959964 * 1.0445 / 11**0.5, abs=1e-3) == mean - low
+    lines(folder / "metrics.jsonl", [{"step": s, "reward": 1.0} for s in range(100)])
+    titles = [panel.title for panel in panels(read(folder))]
+    assert titles[-1] == "sampled reward: running mean, 95 % interval"
+
+
 def test_counters_facts_and_versions(folder: Path) -> None:
     run = read(folder)
     assert run.counters == {"counts/dropped/ties": 6.0}
@@ -160,7 +236,9 @@ def test_curves_group_metrics_and_leave_out_zeros(folder: Path) -> None:
     assert grouped(metrics) == {"loss": ["loss"], "implicit rewards": ["rewards/margins"]}
     assert grouped([{"step": 1, "a/x": 1.0, "a/y": 2.0}]) == {"a": ["a/x", "a/y"]}
     titles = [panel.title for panel in panels(read(folder))]
-    assert titles == ["judge score, 95 % interval", "loss", "implicit rewards"]
+    assert titles == [
+        "judge exact, 95 % interval", "judge odd, 95 % interval", "loss", "implicit rewards"
+    ]  # fmt: skip
 
 
 def test_curves_survive_odd_names_and_values(folder: Path) -> None:
