@@ -63,6 +63,8 @@ def _metrics(metrics: Sequence[Record], names: Sequence[str], *, interval: bool)
         points = [(r["step"], float(r[name])) for r in metrics if name in r]
         colour = COLOURS[number % len(COLOURS)]
         label = name.rpartition("/")[2]
+        if sum(other.rpartition("/")[2] == label for other in names) > 1:
+            label = name
         thin = points[:: math.ceil(len(points) / MAX_POINTS)]
         many = len(points) > SMOOTH_ABOVE
         axes.plot(*zip(*thin, strict=True), color=colour, linewidth=1, alpha=0.3 if many else 1,

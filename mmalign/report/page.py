@@ -76,6 +76,11 @@ class Score:
     num_prompts: int
     axis: tuple[float, float]
 
+    @property
+    def neutral(self) -> bool:
+        """Whether more is neither better nor worse."""
+        return self.judge.startswith(DIVERSITY)
+
     def at(self, value: float) -> float:
         """Where ``value`` is on the axis, in per cent."""
         low, high = self.axis
