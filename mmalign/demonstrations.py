@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -11,7 +12,7 @@ from mmalign import rng
 from mmalign.epochs import WalkingSource, Where
 from mmalign.policy import Policy
 from mmalign.run import DataSpec
-from mmalign.types import Batch
+from mmalign.types import Batch, Output, Preference, Prompt
 
 
 class DemonstrationSource(WalkingSource):
@@ -19,7 +20,11 @@ class DemonstrationSource(WalkingSource):
 
     def __init__(self, spec: Demonstrations, policy: Policy, seed: int) -> None:
         self.spec, self.policy = spec, policy
-        self.data = spec.data.demonstrations()
+        self.data: Sequence[tuple[Prompt, Output]] | Sides
+        if spec.of == "demonstrations":
+            self.data = spec.data.demonstrations()
+        else:
+            self.data = Sides(spec.data.preferences(), rejected=spec.of == "rejected")
         super().__init__(spec, size=len(self.data), holds=f"demonstration: {spec.data}", seed=seed)
 
     def batch_of(self, everything: Sequence[Where], places: Sequence[int]) -> Batch:
@@ -42,6 +47,22 @@ class DemonstrationSource(WalkingSource):
         ).to(trajectory.mask.device)
 
 
+class Sides:
+    """One side of each of a data set's pairs, under the prompt that it answered."""
+
+    def __init__(self, pairs: Sequence[Preference], *, rejected: bool) -> None:
+        self.pairs, self.rejected = pairs, rejected
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, number: int) -> tuple[Prompt, Output]:
+        pair = self.pairs[number]
+        if not self.rejected:
+            return pair.prompt, pair.chosen
+        return pair.rejected_prompt or pair.prompt, pair.rejected
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstrations:
     """Prompts with outputs to imitate.
@@ -52,12 +73,15 @@ class Demonstrations:
         shuffle: Whether each epoch is shuffled anew.
         fixed_noise: Whether a row keeps its (timestep, noise) draws in every epoch; no effect on
             models whose likelihood is exact.
+        of: What is imitated: the data's demonstrations, or one side of its pairs. "rejected" trains
+            a model of wrong outputs, which critical-token DPO contrasts with one of right ones.
     """
 
     data: DataSpec
     batch_size: int = 32
     shuffle: bool = True
     fixed_noise: bool = False
+    of: Literal["demonstrations", "chosen", "rejected"] = "demonstrations"
 
     def build(self, policy: Policy, *, seed: int) -> DemonstrationSource:
         """The source at its beginning."""

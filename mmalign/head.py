@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mmalign.forward_kl import forward_kl
 from mmalign.online import Job, Sums
-from mmalign.protocols import Want
+from mmalign.protocols import AGAINST, Want
 from mmalign.tiles import Block, Head, Side, Tiling, accumulate, without
 
 __all__ = ["Head", "head_scores"]
@@ -35,6 +36,8 @@ KEPT_BYTES = 28 * 2**20
 Tiles = dict[tuple[int, int], Tensor]
 """Logits by first symbol and first row."""
 TOP = ("top_k_mass", "top_k_entropy")
+FROM_LOGITS = frozenset({"entropy", "kl", "log_collision", *TOP})
+"""What one pass of this module's gives, beside log-probs."""
 
 
 def head_scores(
@@ -52,30 +55,34 @@ def head_scores(
         tokens: ``[N]`` int64, what was chosen.
         head: Gradients reach its weight and bias where these require one.
         want: The further fields of `Scores` to fill; names that need no logits are ignored.
-        against: ``[N, H]`` states and the head of the reference, where ``"kl"`` is wanted; they get
-            no gradient.
+        against: ``[N, H]`` states and the head of the reference, where ``"kl"`` or
+            ``"kl_forward"`` is wanted; they get no gradient.
 
     Returns:
         ``[N]`` float32 tensors under the field names of `Scores`: ``log_probs``, nats, ``-log V``
-        where the network knows nothing; ``entropy``, nats, ``log V`` there; ``kl``, nats, 0 where
-        the two agree; ``top_k_mass`` and ``top_k_entropy``, which carry no gradient.
+        where the network knows nothing; ``entropy``, nats, ``log V`` there; ``kl`` (of the policy
+        to the reference) and ``kl_forward`` (of the reference to the policy), nats, 0 where the two
+        agree; and without gradient ``top_k_mass``, ``top_k_entropy`` and ``log_collision``, nats,
+        ``-log V`` where the network knows nothing.
     """
+    if want & AGAINST:
+        against = _comparable(head, against)
+    if "kl_forward" in want:
+        assert against is not None
+        log_probs, divergence = forward_kl(states, tokens, head, against=against)
+        found = {"log_probs": log_probs, "kl_forward": divergence}
+        rest = want - {"kl_forward", "log_probs"}
+        if rest & FROM_LOGITS:
+            found = head_scores(states, tokens, head, want=rest, against=against) | found
+        return found
     names = ["log_probs", *(name for name in ("entropy", "kl") if name in want)]
-    if "kl" in want:
-        if against is None:
-            raise ValueError("exact `kl` was asked for without a reference module to compare with")
-        ours, theirs = len(head.weight), len(against[1].weight)
-        if ours != theirs:
-            raise ValueError(
-                f"exact `kl` needs one vocabulary: the policy has {ours} symbols, the reference "
-                f"{theirs}"
-            )
     job = Job(
         head=head,
         tokens=tokens.unsqueeze(1),
         names=tuple(names),
         against=(against[0].detach(), against[1]) if against and "kl" in want else None,
         best=TOP_K if want.intersection(TOP) else 0,
+        collision="log_collision" in want,
     )
     trained = head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)
     if torch.is_grad_enabled() and trained:
@@ -84,8 +91,22 @@ def head_scores(
         values = cast(Any, _Stashing).apply(states, job)
     else:
         values = _scan(Side(states, head), job).outputs()
-    found = dict(zip([*names, *TOP], values, strict=False))
+    measured = [*(TOP if job.best else ()), *(["log_collision"] if job.collision else [])]
+    found = dict(zip([*names, *measured], values, strict=True))
     return {name: value for name, value in found.items() if name in {"log_probs", *want}}
+
+
+def _comparable(head: Head, against: tuple[Tensor, Head] | None) -> tuple[Tensor, Head]:
+    """The reference, which must be there and speak of the same symbols."""
+    if against is None:
+        raise ValueError("exact `kl` was asked for without a reference module to compare with")
+    ours, theirs = len(head.weight), len(against[1].weight)
+    if ours != theirs:
+        raise ValueError(
+            f"exact `kl` needs one vocabulary: the policy has {ours} symbols, the reference "
+            f"{theirs}"
+        )
+    return against
 
 
 def _scan(side: Side, job: Job, *, derivative: bool = False, kept: Tiles | None = None) -> Sums:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.objectives.kto import KTO, APOZeroUnpaired
+from mmalign.objectives.mixture import MPO
 from mmalign.objectives.pair import PairObjective
+from mmalign.objectives.weighted import WPO
 from mmalign.optim import CRITIC
 from mmalign.policy import Policy
 from mmalign.protocols import AGAINST, Likelihood, Objective, Reference
@@ -84,6 +86,11 @@ def odd_beta(objective: Objective, *, likelihood: Likelihood) -> str | None:
     10: the commonest slip with these objectives, and nothing fails. Log-probs that are means over a
     latent have betas in the thousands, so a bound is not looked at.
     """
+    if isinstance(objective, WPO):
+        return odd_beta(objective.of, likelihood=likelihood)
+    if isinstance(objective, MPO):
+        found = [odd_beta(term.objective, likelihood=likelihood) for term in objective.terms]
+        return next((note for note in found if note is not None), None)
     if not isinstance(objective, PairObjective | KTO | APOZeroUnpaired) or likelihood == "bound":
         return None
     name, beta = type(objective).__name__, objective.beta
@@ -172,6 +179,8 @@ def gradient_fits(parameters: Mapping[str, nn.Parameter]) -> CheckLine:
 
 def has_signal(batch: Batch) -> bool:
     """Whether anything in a credited batch asks the policy to move."""
+    if batch.parts:
+        return any(has_signal(part) for part in batch.parts)
     if batch.pairs is not None:
         return len(batch.pairs) > 0 and (
             batch.coefficient is None or bool(torch.any(batch.coefficient != 0))

@@ -13,13 +13,18 @@ from mmalign.tokens import entropy as entropy_of
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Job:
-    """What `head_scores` was asked; ``tokens`` are ``[N, 1]``, ``best`` is k, or 0 for none."""
+    """What `head_scores` was asked; ``tokens`` are ``[N, 1]``, ``best`` is k, or 0 for none.
+
+    Attributes:
+        collision: Whether the log of ``sum p^2`` is wanted.
+    """
 
     head: Head
     tokens: Tensor
     names: tuple[str, ...]
     against: tuple[Tensor, Head] | None
     best: int
+    collision: bool = False
 
     def other(self) -> Side | None:
         """The reference."""
@@ -47,6 +52,7 @@ class Sums:
             weight and z' the slope of the cap; empty where no derivative is wanted.
         other: ``[N, 1]`` log of the reference's ``sum e^z``.
         best: ``[N, k]`` the largest logits.
+        squares: ``[N, 1]`` ``sum e^2y``, where the collision is wanted.
     """
 
     def __init__(self, side: Side, job: Job, *, derivative: bool) -> None:
@@ -61,6 +67,7 @@ class Sums:
         self.chosen = filled(float("nan"))
         self.other = filled(float("-inf"))
         self.best = filled(float("-inf"), min(job.best, len(job.head.weight)))
+        self.squares = filled(0.0)
         self.sums = {name: filled(0.0) for name in job.names}
         width = side.states.shape[1]
         self.moments = {name: filled(0.0, width) for name in job.names if derivative}
@@ -81,6 +88,9 @@ class Sums:
         if self.moments and self.side.cap is not None:
             slope = self.side.slope(z, block, tiling.tile(-1, rows, block))
         self._shift(rows, shift)
+        if self.job.collision:
+            length = torch.linalg.vector_norm(tiles["log_probs"], dim=1, keepdim=True)
+            self.squares[rows] += length.square_()
         for name, tile in tiles.items():
             self.sums[name][rows] += tile.sum(1, keepdim=True)
             if self.moments:
@@ -109,6 +119,7 @@ class Sums:
     def _shift(self, rows: slice, shift: Tensor) -> None:
         """Refer the sums to another top, ``shift`` (at most 0) away."""
         fade = shift.exp()
+        self.squares[rows] *= fade.square()
         for sums in (self.sums, self.moments):
             if "entropy" in sums:
                 sums["entropy"][rows] += shift * sums["log_probs"][rows]
@@ -131,11 +142,13 @@ class Sums:
         return found
 
     def outputs(self) -> tuple[Tensor, ...]:
-        """``[N]`` float32: the names', and where asked for mass and entropy of the largest."""
+        """``[N]`` float32: the names', and where asked for mass and entropy, and collision."""
         found = list(self.values().values())
         if self.job.best:
             found.append((self.best.logsumexp(1, keepdim=True) - self.log_total).exp())
             found.append(entropy_of(self.best).unsqueeze(1))
+        if self.job.collision:
+            found.append(self.squares.log() - 2 * self.sums["log_probs"].log())
         return tuple(value.squeeze(1).float() for value in found)
 
     def derivatives(self) -> list[Tensor]:

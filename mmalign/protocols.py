@@ -16,9 +16,11 @@ from mmalign.types import Additive, Batch, Loss, Output, Prompt, Scores, Traject
 
 Likelihood = Literal["exact", "bound"]
 Want = frozenset[str]
-"""Subset of {"entropy", "kl", "prediction_distance", "top_k_mass", "top_k_entropy", "features"}."""
-AGAINST: Want = frozenset({"kl", "prediction_distance"})
+"""Subset of `ON_REQUEST`, and "features"."""
+AGAINST: Want = frozenset({"kl", "kl_forward", "prediction_distance"})
 """What compares the policy's network with the reference's."""
+ON_REQUEST: Want = AGAINST | {"entropy", "log_collision", "top_k_mass", "top_k_entropy"}
+"""The fields of `Scores` that an adapter computes where an objective's ``needs`` name them."""
 
 
 @runtime_checkable
@@ -96,6 +98,20 @@ class Adapter(Protocol):
 
 
 @runtime_checkable
+class Contrasting(Protocol):
+    """An adapter whose steps are symbols: two networks' distributions can be set off."""
+
+    def contrast(
+        self, model: nn.Module, trajectory: Trajectory, *, against: nn.Module, strength: float
+    ) -> Tensor:
+        """``[B, T]`` float32 log-probs of the steps, 0 where masked, without gradient.
+
+        They are those of ``softmax((1 + strength) z - strength z_against)`` over the symbols.
+        """
+        ...
+
+
+@runtime_checkable
 class Reference(Protocol):
     """A fixed distribution the policy is held to."""
 
@@ -134,7 +150,7 @@ class Objective(Protocol):
         additive_over: How finely the loss may be divided: whole groups, the steps of whole groups,
             or single steps.
         needs: Subset of {"reference", "behaviour", "coupled", "values", "pairs", "exact", "bound",
-            "entropy", "kl", "prediction_distance"}:
+            "step_weights"} and of `ON_REQUEST`:
             what must be supplied for the loss to be defined. "coupled" beside "behaviour" asks for
             log-probs under the policy even where a batch serves one update: credit takes statistics
             of the whole global batch from them.

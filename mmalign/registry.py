@@ -52,6 +52,12 @@ OBJECTIVES = {
     "ddpo": "mmalign.objectives:DDPO",
     "latent_em": "mmalign.objectives:LatentEM",
     "logic": "mmalign.objectives:Logic",
+    "tdpo1": "mmalign.objectives:TDPO1",
+    "tdpo2": "mmalign.objectives:TDPO2",
+    "cdpo_critical": "mmalign.objectives:CriticalDPO",
+    "wpo": "mmalign.objectives:WPO",
+    "mpo": "mmalign.objectives:MPO",
+    "anchored": "mmalign.objectives:Anchored",
 }
 REFERENCES = {
     "frozen": "mmalign.references:Frozen",
@@ -66,6 +72,7 @@ SOURCES = {
     "demonstrations": "mmalign.demonstrations:Demonstrations",
     "unpaired": "mmalign.unpaired:Unpaired",
     "ranked": "mmalign.ranked:Ranked",
+    "critical": "mmalign.critical:Critical",
     "views": "mmalign.vision.views:Views",
     "bdhs_online": "mmalign.vision.bdhs:OnlineBDHS",
     "bdhs_mixed": "mmalign.vision.bdhs:MixedBDHS",

@@ -18,8 +18,7 @@ def pack(batch: Batch) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Decoded pictures are left out (None takes their place): nothing after credit reads them.
     """
     tensors: dict[str, Tensor] = {}
-    description = {f.name: _pack(getattr(batch, f.name), f.name, tensors) for f in fields(batch)}
-    return tensors, description
+    return tensors, _fields(batch, "", tensors)
 
 
 def unpack(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> Batch:
@@ -27,7 +26,14 @@ def unpack(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> Bat
     values = {name: _unpack(node, tensors) for name, node in description.items()}
     values["trajectory"] = Trajectory(**values["trajectory"])
     values["metrics"] = {k: tuple(v) for k, v in values["metrics"].items()}
+    values["parts"] = tuple(values["parts"])
     return Batch(**values)
+
+
+def _fields(batch: Batch, path: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    return {
+        f.name: _pack(getattr(batch, f.name), f"{path}{f.name}", tensors) for f in fields(batch)
+    }
 
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -35,6 +41,8 @@ def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         # A copy: safetensors refuses two names for one memory.
         tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": path}
+    if isinstance(value, Batch):
+        return {"batch": _fields(value, f"{path}.", tensors)}
     if isinstance(value, Trajectory):
         inner = {f.name: getattr(value, f.name) for f in fields(value)}
         inner["outputs"] = [o if isinstance(o, str) else None for o in value.outputs]
@@ -51,6 +59,8 @@ def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
 def _unpack(node: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
     if "tensor" in node:
         return tensors[node["tensor"]]
+    if "batch" in node:
+        return unpack(tensors, node["batch"])
     if "dict" in node:
         return {k: _unpack(v, tensors) for k, v in node["dict"].items()}
     if "list" in node:

@@ -20,6 +20,7 @@ from mmalign.policy import Policy
 from mmalign.protocols import RewardModel, Selector, Source
 from mmalign.rewards import judged
 from mmalign.run import DataSpec, SourceSpec
+from mmalign.step_weights import recorded_weights
 from mmalign.types import Batch, Output, Preference, Prompt, Trajectory
 
 
@@ -56,6 +57,9 @@ class PreferenceSource(WalkingSource):
             annotator=annotators(metas, column=self.spec.annotator),
             weight=trajectory.mask.float(),
             pairs=torch.arange(2 * count).view(count, 2),
+            pair_weight=recorded_weights(
+                metas, trajectory.mask, numbers=[number for _, number in chosen]
+            ),
         ).to(trajectory.mask.device)
 
 
@@ -129,6 +133,9 @@ class MixedSource:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preferences:
     """Recorded pairs.
+
+    Data with a column ``chosen_weights`` or ``rejected_weights``, one number for each scored step
+    of the side, weigh the pair's steps with it.
 
     Attributes:
         data: Where the pairs come from.

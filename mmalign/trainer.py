@@ -26,7 +26,7 @@ from mmalign.interrupt import Interrupted, Wishes
 from mmalign.log import RunFolder, Sums, summed
 from mmalign.optim import optimizer_of, set_learning_rate
 from mmalign.policy import Policy
-from mmalign.protocols import AGAINST, Reference, Remembering, Source
+from mmalign.protocols import AGAINST, ON_REQUEST, Reference, Remembering, Source
 from mmalign.run import Run
 from mmalign.scoring import Scoring
 from mmalign.speed import Meter, keep_freed_memory, progress_line, useful
@@ -215,7 +215,7 @@ class Trainer:
         objective, pieces = self.objective, self.scoring.pieces(batch)
         # Gradients are averaged over processes, while the loss is a sum over all their rows.
         scale = distributed.world_size() / max(denominator, 1e-12)
-        want = objective.needs & (AGAINST | {"entropy", "top_k_mass", "top_k_entropy"})
+        want = objective.needs & ON_REQUEST
         against = getattr(self.reference, "network", None) if want & AGAINST else None
         found: list[dict[str, Metric]] = []
         for number, piece in enumerate(pieces):

@@ -84,6 +84,10 @@ class Trajectory:
             log_probs=None if self.log_probs is None else self.log_probs[:, window],
         )
 
+    def bare(self) -> Trajectory:
+        """What is left once scored: which steps were decided, and for which prompts."""
+        return replace(self, static={}, stepwise={})
+
     def to(self, device: torch.device | str) -> Trajectory:
         """The same trajectory on ``device``."""
         return replace(

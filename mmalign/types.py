@@ -78,6 +78,9 @@ class Batch:
             the first forward, so that any division into microbatches gives the same gradient.
         counters: Things dropped or noticed on the way here, by name; added over ranks.
         metrics: (sum, count) of quantities measured on the way here, by name.
+        row: ``[B]`` int64, the rows' numbers in the batch that was credited, where there are parts.
+        parts: The batch as each term of a sum of objectives has credited it: rows of this one
+            under the same numbers, without the inputs that scoring needs.
     """
 
     trajectory: Trajectory
@@ -103,6 +106,8 @@ class Batch:
     denominator: float = 0.0
     counters: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    row: Tensor | None = None
+    parts: tuple[Batch, ...] = ()
 
     def __len__(self) -> int:
         return len(self.trajectory)
@@ -129,7 +134,16 @@ class Batch:
             for name in _PER_PAIR:
                 value = getattr(self, name)
                 changes[name] = None if value is None else value[kept]
-        return replace(self, **changes)
+        found = replace(self, **changes)
+        if not self.parts:
+            return found
+        parts = (part.rows(part.positions(found)) for part in self.parts)
+        return replace(found, parts=tuple(parts))
+
+    def positions(self, other: Batch) -> Tensor:
+        """``[M]`` int64: which rows of this batch are among those of ``other``, in its order."""
+        assert self.row is not None and other.row is not None
+        return (other.row.unsqueeze(1) == self.row).nonzero()[:, 1]
 
     def steps(self, window: slice) -> Batch:
         """The steps of ``window`` alone (see `Trajectory.steps`)."""
@@ -139,6 +153,7 @@ class Batch:
             changes[name] = None if value is None else value[:, window]
         if self.pair_weight is not None:
             changes["pair_weight"] = self.pair_weight[..., window]
+        changes["parts"] = tuple(part.steps(window) for part in self.parts)
         return replace(self, **changes)
 
     def cut(
@@ -201,7 +216,8 @@ class Batch:
             for f in fields(self)
             if isinstance(getattr(self, f.name), Tensor)
         }
-        return replace(self, trajectory=self.trajectory.to(device), **changes)
+        parts = tuple(part.to(device) for part in self.parts)
+        return replace(self, trajectory=self.trajectory.to(device), parts=parts, **changes)
 
     @staticmethod
     def concatenate(parts: Sequence[Batch]) -> Batch:
@@ -224,6 +240,7 @@ class Batch:
                 changes[name] = torch.cat(padded)
         assert len(pairs) in (0, len(parts)), "pairs in some parts only"
         assert all(p.pair_anchor is None for p in parts), "anchors are of one global batch"
+        assert not any(p.parts for p in parts), "parts are of one credited batch"
         if pairs and any(p.coefficient is not None for p in parts):
             changes["coefficient"] = torch.cat(
                 [
@@ -257,7 +274,7 @@ class Batch:
 _PER_STEP = (
     "weight", "step_reward", "reference", "behaviour", "values", "returns", "advantage", "step_of",
 )  # fmt: skip
-_PER_ROW = ("group", "reward", "label", "annotator", "from_reference", "anchor", *_PER_STEP)
+_PER_ROW = ("group", "reward", "label", "annotator", "from_reference", "anchor", "row", *_PER_STEP)
 _LOST_IN_COMPANY = ("prompt_id",)
 """Per row too; numbers of one source, which mean nothing beside those of another."""
 _PER_PAIR = ("coefficient", "pair_weight", "pair_anchor")
@@ -273,6 +290,9 @@ class Scores:
         kl: Exact KL of the step's distribution to the reference's, nats, on request.
         prediction_distance: Of a denoiser: mean squared difference of its prediction to the
             reference's, on request.
+        kl_forward: Exact KL of the reference's distribution to the step's, nats, on request.
+        log_collision: Log of the probability that two draws of the step agree (``sum p^2``, of a
+            density its integral), nats, on request, without gradient.
         top_k_mass: Probability of the k likeliest symbols, on request.
         top_k_entropy: Entropy of those symbols, renormalised, on request.
         features: ``[B, T, F]`` what is known before the step is taken; the critic's input.
@@ -283,6 +303,8 @@ class Scores:
     entropy: Tensor | None = None
     kl: Tensor | None = None
     prediction_distance: Tensor | None = None
+    kl_forward: Tensor | None = None
+    log_collision: Tensor | None = None
     top_k_mass: Tensor | None = None
     top_k_entropy: Tensor | None = None
     features: Tensor | None = None

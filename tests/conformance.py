@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mmalign import rng
+from mmalign import pairing, rng
 from mmalign.diffusion import DiffusionPolicy, FlowPolicy
 from mmalign.lora import LoRA
 from mmalign.objectives import (
@@ -29,6 +29,7 @@ from mmalign.objectives import (
     IPO,
     KTO,
     LDDPO,
+    MPO,
     NCA,
     OPADPO,
     ORPO,
@@ -36,12 +37,16 @@ from mmalign.objectives import (
     SFT,
     SPO,
     SPPO,
+    TDPO2,
+    WPO,
     AlphaPO,
+    Anchored,
     AOTUnpaired,
     APODown,
     APOZero,
     APOZeroUnpaired,
     ConservativeDPO,
+    CriticalDPO,
     DiscoPOP,
     DPOWithSFT,
     Hinge,
@@ -53,11 +58,11 @@ from mmalign.objectives import (
     SimPO,
 )
 from mmalign.policy import Policy
-from mmalign.protocols import Objective
+from mmalign.protocols import ON_REQUEST, Objective
 from mmalign.run import PolicySpec
 from mmalign.text import TextPolicy
 from mmalign.tinyworld.data import TinyWorld
-from mmalign.types import Batch, Output, Prompt, Trajectory
+from mmalign.types import Batch, Output, Prompt, Scores, Trajectory
 from mmalign.vision import ARImagePolicy, LVLMPolicy
 from tests.vision.lvlm_models import FAMILIES, TinyLVLM
 
@@ -181,6 +186,11 @@ OBJECTIVES: dict[str, Objective] = {
     "apo_zero_unpaired": APOZeroUnpaired(),
     "latent_em": LatentEM(),
     "logic": Logic(),
+    "tdpo2": TDPO2(),
+    "cdpo_critical": CriticalDPO(),
+    "wpo": WPO(),
+    "mpo": MPO(),
+    "anchored": Anchored(),
     "grpo": GRPO(),
     "grpo_kl": GRPO(beta=0.04),
     "dapo": GRPO(epsilon_high=0.28, aggregate="token"),
@@ -246,8 +256,24 @@ def batch_of(trajectory: Trajectory, *, group_size: int = 3) -> Batch:
     )
 
 
+def with_step_weights(batch: Batch) -> Batch:
+    """Pairs whose rejected side's steps count 0.1, 0.2, ..."""
+    batch = pairing.ordered_pairs(batch)
+    weights = batch.pair_weights()
+    share = torch.arange(1, weights.shape[2] + 1) / 10
+    return replace(batch, pair_weight=torch.stack([weights[:, 0], weights[:, 1] * share], 1))
+
+
+def scores_of(policy: Policy, trajectory: Trajectory, objective: Objective) -> Scores:
+    """What the objective reads; the reference's distributions are the policy's own."""
+    want = objective.needs & ON_REQUEST
+    return policy.scores(trajectory, want=want, against=policy.model if want else None)
+
+
 def with_scores(policy: Policy, batch: Batch, objective: Objective) -> Batch:
-    """The batch with everything the objective needs, as the trainer supplies it."""
+    """The batch with everything the objective needs, as trainer and source supply it."""
+    if "step_weights" in objective.needs:
+        batch = with_step_weights(batch)
     with torch.no_grad():
         found = policy.scorer(batch.trajectory, frozenset(), None)
     if "reference" in objective.needs:

@@ -4,6 +4,7 @@ States and symbols are recorded, so scoring is a lookup. It is exact, differenti
 each of its steps can be scored alone.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from mmalign.types import Batch, Scores, Trajectory
 
 NUM_STATES, NUM_SYMBOLS = 7, 5
+UNIFORM = math.log(NUM_SYMBOLS)
 
 
 class Tabular(nn.Module):
@@ -40,6 +42,8 @@ class Tabular(nn.Module):
             log_probs=torch.where(mask, taken, zero),
             entropy=torch.where(mask, entropy, zero),
             kl=torch.where(mask, (table.exp() * (table + 1.6)).sum(-1)[state], zero),
+            kl_forward=torch.where(mask, -(table + UNIFORM).mean(-1)[state], zero),
+            log_collision=torch.where(mask, (2 * table).logsumexp(-1)[state], zero).detach(),
             values=torch.where(mask, self.value[state], zero),
         )
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from mmalign import checkpoint, config
+from mmalign.critical import Critical
+from mmalign.demonstrations import Demonstrations
 from mmalign.locate import configs
 from mmalign.log import TIMING, RunFolder
 from mmalign.run import Run
@@ -61,9 +63,15 @@ def small_run(file: Path, output: Path) -> Run:
     return replace(run, training=training, evaluation=None, output=str(output))
 
 
-def run_earlier_stage(file: Path) -> None:
-    """Where a config starts from the LoRA that another one leaves, run that other one first."""
-    start = getattr(getattr(config.load(file).policy, "lora", None), "path", None)
+def run_earlier_stages(file: Path) -> None:
+    """Where a config reads LoRAs that other runs leave, make those runs first."""
+    run = config.load(file)
+    if isinstance(run.source, Critical):
+        for start, side in ((run.source.positive, "chosen"), (run.source.negative, "rejected")):
+            stage = small_run(configs() / "text/sft.yaml", Path(start).parent)
+            assert isinstance(stage.source, Demonstrations)
+            replace(stage, source=replace(stage.source, of=side)).train()
+    start = getattr(getattr(run.policy, "lora", None), "path", None)
     if start is not None:
         folder = Path(start).parent
         (earlier,) = (f for f in FILES if config.load(f).output == str(folder))
@@ -115,7 +123,7 @@ def test_a_crash_leaves_no_trace(
 ) -> None:
     """Three updates in one go equal two, a crash inside the third, and the rest after a restart."""
     monkeypatch.chdir(tmp_path)  # configs whose data are built write them below runs/
-    run_earlier_stage(file)
+    run_earlier_stages(file)
     small_run(file, tmp_path / "whole").train()
 
     broken = small_run(file, tmp_path / "broken").build()

@@ -25,6 +25,7 @@ from tests.conformance import (
     generators,
     prompts_of,
     sampled,
+    scores_of,
     with_scores,
 )
 
@@ -66,7 +67,7 @@ def gradient(policy: Policy, batch: Batch, objective: Objective, **cut: int | No
     for piece in batch.microbatches(
         rows=cut.get("rows"), steps=cut.get("steps"), additive_over=objective.additive_over
     ):
-        scores = policy.scores(piece.trajectory)
+        scores = scores_of(policy, piece.trajectory, objective)
         objective.loss(scores, piece).total.backward()
     found = [
         torch.zeros(p.numel()) if p.grad is None else p.grad.flatten()
@@ -79,7 +80,7 @@ def gradient(policy: Policy, batch: Batch, objective: Objective, **cut: int | No
 def loss_of(policy: Policy, batch: Batch, objective: Objective) -> float:
     """The loss of the whole batch."""
     with torch.no_grad():
-        return float(objective.loss(policy.scores(batch.trajectory), batch).total)
+        return float(objective.loss(scores_of(policy, batch.trajectory, objective), batch).total)
 
 
 def close(first: Tensor, second: Tensor, relative: float = 2e-4) -> bool:
@@ -244,7 +245,7 @@ def test_combination(name: str, objective_name: str, policies: dict[str, Policy]
 def first_update(policy: Policy, batch: Batch, objective: Objective, objective_name: str) -> None:
     """Landmarks: log 2 a pair for DPO, ratio 1 for the clipped ones."""
     with torch.no_grad():
-        scores = policy.scores(batch.trajectory)
+        scores = scores_of(policy, batch.trajectory, objective)
         loss = objective.loss(scores, batch)
     if batch.behaviour is not None:
         log_ratio = torch.where(batch.trajectory.mask, scores.log_probs - batch.behaviour, 0.0)

@@ -6,6 +6,7 @@ Examples are written out to files and imported or loaded as a reader would do it
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 from mmalign import config, registry
+from mmalign.config import nodes
 from mmalign.objectives import GRPO
 from mmalign.protocols import Adapter, Objective, RewardModel, Selector
 from mmalign.run import DataSpec, Run, Training
@@ -93,6 +95,16 @@ def test_methods_settings_compose(number: int) -> None:
     base = blocks("README.md", "yaml")[0]
     run = config.loads(base, overrides=["objective=" + lines[number].partition(":")[2].strip()])
     assert isinstance(run.objective, GRPO)
+
+
+def test_token_level_settings_compose() -> None:
+    """Each YAML block of the page is a part of a valid config."""
+    found = blocks("docs/methods/token_level.md", "yaml")
+    assert len(found) == 2
+    base = blocks("README.md", "yaml")[0]
+    for block in found:
+        parts = nodes.parse(block, name="block").plain()
+        config.loads(base, overrides=[f"{k}={json.dumps(v)}" for k, v in parts.items()])
 
 
 @pytest.mark.parametrize("page", ["table", "reproductions"])

@@ -13,16 +13,23 @@ from torch import Tensor
 
 from mmalign import head as module
 from mmalign import tiles, tokens
+from mmalign.forward_kl import forward_kl
 from mmalign.head import TOP_K, Head, head_scores
+from mmalign.protocols import ON_REQUEST
 from tests.oracle import symbols
 
 N, H, V = 7, 5, 23
-NAMES = ("log_probs", "entropy", "kl")
+NAMES = ("log_probs", "entropy", "kl", "kl_forward")
 CHOSEN = torch.tensor([2, 4, 5, 6, 21, 7, 2])
 WANTS = [
     frozenset(want)
     for size in range(4)
     for want in itertools.combinations(("entropy", "kl", "top_k_mass"), size)
+]
+WANTS += [
+    frozenset({"log_collision"}),
+    frozenset({"kl_forward"}),
+    frozenset({"kl_forward", "kl", "top_k_mass", "log_collision"}),
 ]
 
 
@@ -67,6 +74,8 @@ def longhand(
         "log_probs": log_p[torch.arange(N), chosen],
         "entropy": -(p * log_p)[:, kept].sum(1),
         "kl": (p * (log_p - log_q))[:, kept].sum(1),
+        "kl_forward": (log_q.exp() * (log_q - log_p))[:, kept].sum(1),
+        "log_collision": p.square().sum(1).log(),
         "top_k_mass": best.exp().sum(1),
         "top_k_entropy": -(best.softmax(1) * best.log_softmax(1)).sum(1),
     }
@@ -141,14 +150,17 @@ def test_the_distribution_is_that_of_step_logits():
 
 
 def test_landmarks():
-    """States of zeros know nothing: -log V, log V, 10 of 23, log 10; no distance to itself."""
-    want = frozenset({"entropy", "kl", "top_k_mass", "top_k_entropy"})
+    """States of zeros know nothing: -log V, log V, 10 of 23, log 10; no distance to itself; two
+    draws agree once in V times.
+    """
+    want = ON_REQUEST
     head = Head(weight=drawn(V, H))
     states = torch.zeros(N, H)
     found = head_scores(states, CHOSEN, head, want=want, against=(states, head))
     expected = {
         "log_probs": -math.log(V), "entropy": math.log(V), "kl": 0.0,
         "top_k_mass": 10 / V, "top_k_entropy": math.log(10),
+        "kl_forward": 0.0, "log_collision": -math.log(V),
     }  # fmt: skip
     for name, value in expected.items():
         assert found[name].tolist() == pytest.approx([value] * N, abs=1e-6), name
@@ -216,9 +228,9 @@ def test_autocast_changes_nothing(trained):
 def test_no_tokens_are_no_trouble(trained):
     head = Head(weight=drawn(V, H), bias=drawn(V, seed=1))
     x, own, parts = copies(torch.empty(0, H), head, trained)
-    want = frozenset({"entropy", "kl", "top_k_mass"})
+    want = frozenset({"entropy", "kl", "kl_forward", "top_k_mass", "log_collision"})
     found = head_scores(x, CHOSEN[:0], own, want=want, against=(x, head))
-    assert [value.shape for value in found.values()] == [(0,)] * 4
+    assert [value.shape for value in found.values()] == [(0,)] * 6
     if parts:
         sum(value.sum() for name, value in found.items() if name in NAMES).backward()
     assert all(part.grad is not None and not part.grad.any() for part in parts)
@@ -232,11 +244,17 @@ def test_a_banned_token_has_no_probability_and_breaks_no_gradient():
         assert log_probs[0] == float("-inf") and log_probs[1].isfinite()
         torch.where(torch.tensor([False, True]), log_probs, 0.0).sum().backward()
         assert states.grad[0].tolist() == [0.0] * H and states.grad[1].isfinite().all()
+        log_probs, divergence = forward_kl(states, chosen, head, against=(states, head))
+        assert log_probs[0] == float("-inf") and divergence.abs().max() < 1e-6
+        (slope,) = torch.autograd.grad(divergence.sum(), states)
+        assert slope.isfinite().all()
 
 
 def test_a_token_outside_the_vocabulary_does_not_pass():
-    found = head_scores(drawn(1, H), torch.tensor([V]), Head(weight=drawn(V, H)))
-    assert found["log_probs"].isnan().all()
+    head, states = Head(weight=drawn(V, H)), drawn(1, H)
+    for want in (frozenset(), frozenset({"kl_forward"})):
+        found = head_scores(states, torch.tensor([V]), head, want=want, against=(states, head))
+        assert found["log_probs"].isnan().all()
 
 
 def test_the_gradient_is_not_differentiated_again():
@@ -286,7 +304,9 @@ print(resident("VmHWM") - before - trained * weight.nbytes / 2**20)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(("trained", "want"), [(False, ("entropy", "kl")), (True, ())])
+@pytest.mark.parametrize(
+    ("trained", "want"), [(False, ("entropy", "kl", "kl_forward", "log_collision")), (True, ())]
+)
 def test_no_table_of_tokens_by_vocabulary_is_made(trained, want):
     """512 x 152,000 float32 are 297 MB; a process of its own needs 60 MB at most."""
     done = subprocess.run(

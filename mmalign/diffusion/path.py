@@ -22,11 +22,11 @@ from mmalign.diffusion.sampling import (
     guided,
     walk,
 )
-from mmalign.functional import gaussian_kl
-from mmalign.protocols import Likelihood, Want
+from mmalign.functional import gaussian_kl, gaussian_log_collision
+from mmalign.protocols import AGAINST, Likelihood, Want
 from mmalign.types import Output, Prompt, Scores, Trajectory
 
-KNOWN: Want = frozenset({"kl", "features"})
+KNOWN: Want = frozenset({"kl", "kl_forward", "log_collision", "features"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,12 +140,12 @@ class PathAdapter:
         """Log-density of every recorded move, nats per latent element.
 
         Raises:
-            ValueError: Something is wanted that a Gaussian move does not have, or ``kl`` without
+            ValueError: Something is wanted that a Gaussian move does not have, or a KL without
                 a reference.
         """
         if want - KNOWN:
             raise ValueError(f"a denoising path offers {sorted(KNOWN)}, not {sorted(want - KNOWN)}")
-        if "kl" in want and against is None:
+        if want & AGAINST and against is None:
             raise ValueError("the exact kl needs the reference network")
         device = next(model.parameters()).device
         mask = trajectory.mask.to(device)
@@ -158,10 +158,14 @@ class PathAdapter:
         asked = Asked(prompts=prompts, prompt_of=trajectory.prompt_of.to(device)[row])
         mean, std = self._move(model, at, asked)
         found = {"log_probs": density(at["next"], mean, std)}
-        if against is not None and "kl" in want:
+        if against is not None and want & AGAINST:
             with torch.no_grad():
                 reference, _ = self._move(against, at, asked)
-            found["kl"] = gaussian_kl(mean, reference, wide(std, mean), latent_dims=mean.ndim - 1)
+            divergence = gaussian_kl(mean, reference, wide(std, mean), latent_dims=mean.ndim - 1)
+            # Of one deviation, so that both directions are the same.
+            found |= dict.fromkeys(want & AGAINST, divergence)
+        if "log_collision" in want:
+            found["log_collision"] = gaussian_log_collision(std)
         if "features" in want:
             found["features"] = features(at["latent"], at["timestep"], asked)
         return Scores(**{name: _scatter(value, mask, row, step) for name, value in found.items()})
@@ -188,6 +192,8 @@ class PathAdapter:
         return Scores(
             log_probs=nothing,
             kl=nothing if "kl" in want else None,
+            kl_forward=nothing if "kl_forward" in want else None,
+            log_collision=nothing.detach() if "log_collision" in want else None,
             features=wide if "features" in want else None,
         )
 

@@ -14,7 +14,11 @@ from mmalign.functional.absolute import apo_down, apo_zero, bco, nca_pair
 from mmalign.functional.advantage import gae, group_advantage, tied_rows, whiten
 from mmalign.functional.anchored import anchor, stepwise_margin
 from mmalign.functional.coupled import aot, aot_unpaired
-from mmalign.functional.gaussian import gaussian_kl, gaussian_log_probs
+from mmalign.functional.gaussian import (
+    gaussian_kl,
+    gaussian_log_collision,
+    gaussian_log_probs,
+)
 from mmalign.functional.logistic import (
     cdpo_smoothing,
     discopop,
@@ -33,6 +37,12 @@ from mmalign.functional.squared import ipo, sppo_hard
 from mmalign.functional.stable import exp_bounded, log1mexp, masked_mean, masked_sum
 from mmalign.functional.step_pairs import step_pair
 from mmalign.functional.surrogate import clamped_surrogate, clipped_surrogate, kl, value_loss
+from mmalign.functional.token_level import (
+    critical_weights,
+    on_policy_log_weights,
+    tdpo1,
+    tdpo2,
+)
 from mmalign.functional.unpaired import kto
 
 PAIRWISE: Mapping[str, Callable[..., Tensor]] = {
@@ -76,6 +86,7 @@ __all__ = [
     "clamped_surrogate",
     "clipped_surrogate",
     "cpo",
+    "critical_weights",
     "discopop",
     "dpo",
     "dpo_sft",
@@ -84,6 +95,7 @@ __all__ = [
     "f_dpo",
     "gae",
     "gaussian_kl",
+    "gaussian_log_collision",
     "gaussian_log_probs",
     "group_advantage",
     "hinge",
@@ -99,12 +111,15 @@ __all__ = [
     "masked_sum",
     "mean_pairwise",
     "nca_pair",
+    "on_policy_log_weights",
     "orpo",
     "rdpo",
     "simpo",
     "sppo_hard",
     "step_pair",
     "stepwise_margin",
+    "tdpo1",
+    "tdpo2",
     "tied_rows",
     "value_loss",
     "whiten",

@@ -57,6 +57,21 @@ def gaussian_kl(
     return (z.square() / 2).mean(_axes(latent_dims))
 
 
+def gaussian_log_collision(std: Tensor) -> Tensor:
+    """``-log std - log(4 pi) / 2``: log of the integral of the squared density, per element.
+
+    The integral stands in for the probability that two draws of a discrete step agree.
+
+    Args:
+        std: ``[...]``, positive, the deviation of the whole step.
+
+    Returns:
+        ``[...]`` nats per latent element; a step that lands on its mean has a log-density
+        ``log(2) / 2`` above it.
+    """
+    return -std.log() - math.log(4 * math.pi) / 2
+
+
 def _exact(x: Tensor) -> Tensor:
     # In half precision the square of a small difference loses the ratio altogether.
     return x if x.dtype == torch.float64 else x.float()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mmalign.objectives.absolute import NCA, SPPO, APODown, APOZero
+from mmalign.objectives.anchored import Anchored
 from mmalign.objectives.coupled import AOT, BCO, AOTUnpaired
 from mmalign.objectives.ddpo import DDPO
 from mmalign.objectives.dpo import DPO
@@ -28,11 +29,14 @@ from mmalign.objectives.margin import (
     LengthNormalisedDPO,
     RobustDPO,
 )
+from mmalign.objectives.mixture import MPO, Term
 from mmalign.objectives.opa_dpo import OPADPO
 from mmalign.objectives.ppo import PPO
 from mmalign.objectives.reference_free import CPO, ORPO, AlphaPO, MaPO, SimPO
 from mmalign.objectives.sft import SFT
 from mmalign.objectives.step_pair import D3PO, SPO
+from mmalign.objectives.token_level import TDPO1, TDPO2, CriticalDPO
+from mmalign.objectives.weighted import WPO
 from mmalign.protocols import Objective
 
 OBJECTIVES: Mapping[str, type[Objective]] = {
@@ -71,6 +75,12 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
     "ddpo": DDPO,
     "latent_em": LatentEM,
     "logic": Logic,
+    "tdpo1": TDPO1,
+    "tdpo2": TDPO2,
+    "cdpo_critical": CriticalDPO,
+    "wpo": WPO,
+    "mpo": MPO,
+    "anchored": Anchored,
 }
 
 __all__ = [
@@ -87,6 +97,7 @@ __all__ = [
     "IPO",
     "KTO",
     "LDDPO",
+    "MPO",
     "NCA",
     "OBJECTIVES",
     "OPADPO",
@@ -95,12 +106,17 @@ __all__ = [
     "SFT",
     "SPO",
     "SPPO",
+    "TDPO1",
+    "TDPO2",
+    "WPO",
     "AOTUnpaired",
     "APODown",
     "APOZero",
     "APOZeroUnpaired",
     "AlphaPO",
+    "Anchored",
     "ConservativeDPO",
+    "CriticalDPO",
     "DPOWithSFT",
     "DiscoPOP",
     "Hinge",
@@ -110,4 +126,5 @@ __all__ = [
     "MaPO",
     "RobustDPO",
     "SimPO",
+    "Term",
 ]

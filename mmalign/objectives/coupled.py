@@ -16,7 +16,6 @@ from torch import Tensor
 
 from mmalign import distributed, functional
 from mmalign.functional.logistic import require_smoothing
-from mmalign.functional.stable import masked_sum
 from mmalign.objectives import pairwise
 from mmalign.objectives.pair import PairObjective
 from mmalign.types import Batch, Loss, Scores
@@ -221,10 +220,9 @@ class BCO(PairObjective):
 
 def side_sums(batch: Batch) -> tuple[Tensor, Tensor]:
     """``[N, 2]`` log-probs of the pairs' sides, summed: before the first update, and reference."""
-    assert batch.pairs is not None and batch.reference is not None and batch.behaviour is not None
-    weights, mask = batch.pair_weights(), batch.trajectory.mask[batch.pairs]
-    own = masked_sum(batch.behaviour[batch.pairs] * weights, mask)
-    return own, masked_sum(batch.reference[batch.pairs] * weights, mask)
+    assert batch.reference is not None and batch.behaviour is not None
+    own = torch.stack(pairwise.side_sums(batch.behaviour, batch), 1)
+    return own, torch.stack(pairwise.side_sums(batch.reference, batch), 1)
 
 
 def coefficients(batch: Batch, like: Tensor) -> Tensor:

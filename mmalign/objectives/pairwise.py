@@ -51,18 +51,29 @@ def loss(scores: Scores, batch: Batch, *, formula: Formula, beta: float) -> Loss
     assert batch.pairs is not None
     # Formulas without a reference never look at it, and their implicit rewards are likelihoods.
     reference = torch.zeros_like(batch.weight) if batch.reference is None else batch.reference
-    w, r = batch.pairs.unbind(1)
-    weights = batch.pair_weights()
+    steps = batch.trajectory.mask[batch.pairs] & (batch.pair_weights() != 0)
+    sides = (*side_sums(scores.log_probs, batch), *side_sums(reference, batch))
+    each = formula(*sides, *steps.sum(2).unbind(1))
+    return summed(each, scores, batch, beta=beta)
+
+
+def side_sums(values: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """``[B, T]`` values summed over the weighted steps of the chosen sides and of the rejected."""
+    assert batch.pairs is not None
     mask = batch.trajectory.mask[batch.pairs]
-    s_w, s_r = masked_sum(scores.log_probs[batch.pairs] * weights, mask).unbind(1)
-    ref_w, ref_r = masked_sum(reference[batch.pairs] * weights, mask).unbind(1)
-    n_w, n_r = (mask & (weights != 0)).sum(2).unbind(1)
-    each = formula(s_w, s_r, ref_w, ref_r, n_w, n_r)
+    chosen, rejected = masked_sum(values[batch.pairs] * batch.pair_weights(), mask).unbind(1)
+    return chosen, rejected
+
+
+def summed(each: Tensor, scores: Scores, batch: Batch, *, beta: float) -> Loss:
+    """Losses ``[N]`` of the pairs times their coefficients, summed, and the usual metrics."""
+    assert batch.pairs is not None
+    reference = torch.zeros_like(batch.weight) if batch.reference is None else batch.reference
     weight = torch.ones_like(each) if batch.coefficient is None else batch.coefficient.to(each)
     total = (weight * each).sum()
     with torch.no_grad():
         # A pair of coefficient 0 only keeps a process without data in step with the others.
-        w, r = w[weight != 0], r[weight != 0]
+        w, r = batch.pairs[weight != 0].unbind(1)
         s = total_log_probs(scores.log_probs, batch)
         reward = beta * (s - total_log_probs(reference, batch))
         metrics = {

@@ -14,7 +14,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mmalign import lora
 from mmalign.protocols import Likelihood, Want
 from mmalign.ragged import lengths_of
-from mmalign.text.answers import Read, Sharing, answered, decoder_states, laid_out, scored
+from mmalign.text.answers import (
+    Read,
+    Sharing,
+    answered,
+    contrasted,
+    decoder_states,
+    laid_out,
+    scored,
+)
 from mmalign.text.generation import Sampling, draw_uniforms, generate
 from mmalign.text.ids import answer_ids, prompt_ids
 from mmalign.text.lm_head import language_head
@@ -110,6 +118,12 @@ class CausalAdapter:
     ) -> Scores:
         """Log-probs of the answers' tokens, nats under the sampling temperature."""
         return scored(self._read, model, trajectory, want=want, against=against)
+
+    def contrast(
+        self, model: nn.Module, trajectory: Trajectory, *, against: nn.Module, strength: float
+    ) -> Tensor:
+        """See `mmalign.protocols.Contrasting`."""
+        return contrasted(self._read, model, trajectory, against=against, strength=strength)
 
     def prompt_lengths(self, trajectory: Trajectory) -> Tensor:
         """Tokens of each prompt; see `mmalign.protocols.Adapter`."""

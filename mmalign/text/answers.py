@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from mmalign.contrast import contrast_log_probs
 from mmalign.head import Head, head_scores
 from mmalign.pieces import extents
-from mmalign.protocols import Want
+from mmalign.protocols import AGAINST, Want
 from mmalign.text.packing import Rows, packed, side_by_side
 from mmalign.text.shared import shares_prompts, worth_sharing
 from mmalign.types import Scores, Trajectory
@@ -101,13 +102,13 @@ def scored(
         model: The network that is asked.
         trajectory: B rows of T steps with M scored ones.
         want: Further fields of `Scores`.
-        against: The reference's network, read without a gradient where ``"kl"`` is wanted.
+        against: The reference's network, read without a gradient where a KL is wanted.
 
     Returns:
         ``[B, T]`` float32 under every field asked for; 0, without gradient, where masked.
     """
     own, other = read(model, trajectory), None
-    if "kl" in want and against is not None:
+    if want & AGAINST and against is not None:
         with torch.no_grad():
             reference = read(against, trajectory)
         other = (reference.states, reference.head)
@@ -117,6 +118,28 @@ def scored(
     if "features" in want:
         found["features"] = (own.states if own.features is None else own.features).float()
     return Scores(**{name: _laid_back(value, mask) for name, value in found.items()})
+
+
+@torch.no_grad()
+def contrasted(
+    read: Callable[[nn.Module, Trajectory], Read],
+    model: nn.Module,
+    trajectory: Trajectory,
+    *,
+    against: nn.Module,
+    strength: float,
+) -> Tensor:
+    """``[B, T]`` log-probs under the contrast of two networks: `mmalign.protocols.Contrasting`."""
+    own, other = read(model, trajectory), read(against, trajectory)
+    mask = trajectory.mask.to(own.states.device)
+    found = contrast_log_probs(
+        own.states,
+        trajectory.stepwise["token"].to(mask.device)[mask],
+        own.head,
+        against=(other.states, other.head),
+        strength=strength,
+    )
+    return _laid_back(found, mask)
 
 
 def _laid_back(values: Tensor, mask: Tensor) -> Tensor:

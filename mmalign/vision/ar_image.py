@@ -15,7 +15,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from mmalign.protocols import Likelihood, Want
 from mmalign.ragged import lengths_of
 from mmalign.text.adapter import save_model
-from mmalign.text.answers import Read, Sharing, recomputing, scored
+from mmalign.text.answers import Read, Sharing, contrasted, recomputing, scored
 from mmalign.text.generation import draw_uniforms
 from mmalign.types import Output, Prompt, Scores, Trajectory
 from mmalign.vision.ar_codes import (
@@ -130,6 +130,12 @@ class ARImageAdapter:
         ``features`` are the hidden states that the codes are read from, of the conditional row.
         """
         return scored(self._read, model, trajectory, want=want, against=against)
+
+    def contrast(
+        self, model: nn.Module, trajectory: Trajectory, *, against: nn.Module, strength: float
+    ) -> Tensor:
+        """See `mmalign.protocols.Contrasting`."""
+        return contrasted(self._read, model, trajectory, against=against, strength=strength)
 
     def prompt_lengths(self, trajectory: Trajectory) -> Tensor:
         """Tokens of each prompt; see `mmalign.protocols.Adapter`."""

@@ -18,6 +18,7 @@ from mmalign.text.answers import (
     Read,
     Sharing,
     answered,
+    contrasted,
     decoder_states,
     laid_out,
     recomputing,
@@ -143,6 +144,12 @@ class LVLMAdapter:
     ) -> Scores:
         """Log-probs of the answers' tokens, nats under the sampling temperature."""
         return scored(self._read, model, trajectory, want=want, against=against)
+
+    def contrast(
+        self, model: nn.Module, trajectory: Trajectory, *, against: nn.Module, strength: float
+    ) -> Tensor:
+        """See `mmalign.protocols.Contrasting`."""
+        return contrasted(self._read, model, trajectory, against=against, strength=strength)
 
     def prompt_lengths(self, trajectory: Trajectory) -> Tensor:
         """Tokens of each prompt, image tokens included; see `mmalign.protocols.Adapter`."""

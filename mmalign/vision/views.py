@@ -167,9 +167,10 @@ class ViewSource(WalkingSource):
         """The rows (within the record), coefficient and token weights of each pair."""
         severity, image = self._sides(record, answers)
         truth = record.truth is not None
-        if truth:
-            yield 2, 1, 1.0, (None, None)
-        yield 0, 1, 1.0, severity
+        if self.spec.answer_weight > 0:
+            if truth:
+                yield 2, 1, self.spec.answer_weight, (None, None)
+            yield 0, 1, self.spec.answer_weight, severity
         if self.spec.image_weight > 0:
             yield 0, 2 + truth, self.spec.image_weight, (image, image)
             if truth:
@@ -207,14 +208,17 @@ class Views:
     """Recorded pairs of answers, each answer that is right also against a distorted picture.
 
     OPA-DPO: ``ground_truth: ground_truth, weights: spans``. mDPO: ``image_weight: 1, distortion:
-    {kind: crop, share: 0.2}``. Any pairwise objective takes the pairs; `opa_dpo` adds anchors.
+    {kind: crop, share: 0.2}``; its conditional term alone (CoPO): ``answer_weight: 0`` as well. Any
+    pairwise objective takes the pairs; `opa_dpo` adds anchors, and so does `anchored` in `mpo`.
 
     Attributes:
         data: Where the pairs come from.
         batch_size: Records of a global batch.
         shuffle: Whether each epoch is shuffled anew.
-        image_weight: Weight of a pair of two views (gamma 1) beside a pair of answers, which has 1:
-            OPA-DPO 0.2, mDPO 1. 0 makes no distorted view.
+        answer_weight: Weight of a pair of answers, 1 in both methods. 0 makes no such pair, so that
+            answers are compared with themselves under another view alone.
+        image_weight: Weight of a pair of two views (gamma 1): OPA-DPO 0.2, mDPO 1. 0 makes no
+            distorted view.
         distortion: How a picture is distorted.
         fixed_views: Whether a record keeps its distorted picture in every epoch, which lets its
             reference scores be recorded; it gets a new one otherwise.
@@ -233,6 +237,7 @@ class Views:
     data: DataSpec
     batch_size: int = 32
     shuffle: bool = True
+    answer_weight: float = 1.0
     image_weight: float = 0.2
     distortion: Distortion = field(default_factory=Distortion)
     fixed_views: bool = False
@@ -243,6 +248,10 @@ class Views:
     def __post_init__(self) -> None:
         if self.image_weight < 0:
             raise ValueError(f"image_weight={self.image_weight} must not be negative")
+        if self.answer_weight < 0:
+            raise ValueError(f"answer_weight={self.answer_weight} must not be negative")
+        if self.image_weight == self.answer_weight == 0:
+            raise ValueError("image_weight and answer_weight are both 0, which leaves no pair")
         if self.changed_weight <= 0:
             raise ValueError(f"changed_weight={self.changed_weight} must be more than 0")
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from mmalign import pairing
+from mmalign.data.files import File
+from mmalign.data.writing import write_preferences
 from mmalign.objectives import DPO, IPO
-from mmalign.types import Batch, Scores
+from mmalign.policy import Policy
+from mmalign.sources import Preferences
+from mmalign.step_weights import recorded_weights
+from mmalign.text import TextPolicy
+from mmalign.tinyworld.data import TinyWorld
+from mmalign.types import Batch, Preference, Scores, Trajectory
 from tests import tabular
 
 
@@ -98,3 +107,45 @@ def test_a_row_may_weigh_differently_in_two_pairs() -> None:
     loss = DPO(beta=1.0).loss(scores, whole).total
     expected = -torch.nn.functional.logsigmoid(torch.tensor([3.0, 1.0])).sum()
     assert float(loss) == pytest.approx(float(expected))
+
+
+def test_a_file_can_carry_them(tmp_path: Path) -> None:
+    """A column a side; a side or a row without one has ones; DPO sums with the weights."""
+    policy = TextPolicy(model="tinyworld/text", max_new_tokens=40).load()
+    pairs = TinyWorld(task="arithmetic", size=2).preferences()
+    lengths = encoded(policy, pairs).mask.sum(1).tolist()
+    rising = [i / 10 for i in range(lengths[1])]
+    records = [replace(pairs[0], meta={**pairs[0].meta, "rejected_weights": rising}), pairs[1]]
+    write_preferences(tmp_path / "pairs.jsonl", records)
+    spec = Preferences(data=File(path=str(tmp_path / "pairs.jsonl")), batch_size=2, shuffle=False)
+    batch = next(iter(spec.build(policy, seed=0)))
+    assert batch.pair_weight is not None
+    assert batch.pair_weight[0, 1, : lengths[1]].tolist() == pytest.approx(rising)
+    others = batch.pair_weight[[0, 1, 1], [0, 0, 1]]
+    assert torch.equal(others, batch.weight[[0, 2, 3]])
+    assert not batch.pair_weight[0, 1, lengths[1] :].any()
+    plain = replace(spec, data=TinyWorld(task="arithmetic", size=2))
+    assert next(iter(plain.build(policy, seed=0))).pair_weight is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1.0, 1.0], r"row 7, column 'chosen_weights': 2 weights for 3 steps; .*end of the answer"),
+        ([1.0, -1.0, 1.0], "holds -1.0"),
+        ([1.0, None, 1.0], "holds None"),
+        ("1 1 1", "must be a list of numbers"),
+    ],
+)
+def test_wrong_columns_are_named(values: object, message: str) -> None:
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    with pytest.raises(ValueError, match=message):
+        recorded_weights([{"chosen_weights": values}], mask, numbers=[7])
+
+
+def encoded(policy: Policy, pairs: Sequence[Preference]) -> Trajectory:
+    return policy.adapter.encode(
+        [p.prompt for p in pairs],
+        [[p.chosen, p.rejected] for p in pairs],
+        generators=[torch.Generator() for _ in pairs],
+    )

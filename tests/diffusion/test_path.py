@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,9 +12,12 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
+from mmalign.critical import Critical
 from mmalign.diffusion import DiffusionPolicy, FlowPolicy
 from mmalign.lora import LoRA
 from mmalign.policy import Policy
+from mmalign.sources import Preferences
+from mmalign.tinyworld.data import TinyWorld
 from mmalign.types import Prompt, Trajectory
 from tests.diffusion.tiny import generators
 
@@ -194,6 +198,22 @@ def test_kl_is_the_closed_form(folders: dict[str, str], prompts: list[Prompt], k
     assert kl is not None and (kl[:, 1] > 1e-5).all()
     estimate = by_hand_kl(policy, reference, trajectory)
     torch.testing.assert_close(kl[:, 1], estimate, rtol=0.1, atol=1e-4)
+    want = frozenset({"kl_forward", "log_collision"})
+    found = policy.scores(trajectory, want=want, against=reference)
+    assert found.kl_forward is not None and torch.equal(found.kl_forward, kl)
+    # A move that lands on its mean has a log-density log(2) / 2 above the log of the collision.
+    assert found.log_collision is not None and not found.log_collision.requires_grad
+    scored = trajectory.mask
+    gap = (found.log_probs - found.log_collision)[scored]
+    assert (gap <= math.log(2) / 2).all() and (gap > -10).all()
+    assert not found.log_collision[~scored].any()
+
+
+def test_critical_steps_are_of_symbols(folders: dict[str, str]) -> None:
+    policy = load(folders, "epsilon")
+    pairs = Preferences(data=TinyWorld(task="draw"))
+    with pytest.raises(ValueError, match="over symbols"):
+        Critical(of=pairs, positive="a", negative="b").build(policy, seed=0)
 
 
 def test_a_fraction_of_the_moves(folders: dict[str, str], prompts: list[Prompt]) -> None:

@@ -90,6 +90,16 @@ def test_a_record_of_mdpo(policy: Policy) -> None:
     assert torch.equal(batch.trajectory.stepwise["token"][0], batch.trajectory.stepwise["token"][2])
 
 
+def test_views_alone(policy: Policy) -> None:
+    """CoPO: an answer against itself under another view; DPO of that scores no rejected answer."""
+    spec = Views(data=DATA, batch_size=2, image_weight=1.0, answer_weight=0.0)
+    batch = first(spec, policy)
+    assert batch.pairs.tolist() == [[0, 2], [3, 5]] and batch.coefficient.tolist() == [1.0, 1.0]
+    credited = DPO().credit(batch)
+    assert credited.reward.tolist() == [1.0, 0.0] * 2 and credited.denominator == 2.0
+    assert credited.trajectory.prompt_of.tolist() == [0, 1, 2, 3]
+
+
 def test_a_record_of_opa_dpo(policy: Policy) -> None:
     """Five rows, four pairs: truth and revision over the sample, and each over its other view."""
     batch = first(OPA, policy)
@@ -284,7 +294,15 @@ def test_rows_are_checked(
         first(replace(OPA, data=Given(pairs=(pair,)), **settings), policy)
 
 
-@pytest.mark.parametrize("settings", [{"image_weight": -0.1}, {"changed_weight": 0.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"image_weight": -0.1},
+        {"answer_weight": -0.1},
+        {"changed_weight": 0.0},
+        {"image_weight": 0.0, "answer_weight": 0.0},
+    ],
+)
 def test_settings_are_checked(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="weight"):
         Views(data=DATA, **settings)
