@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from mmalign.objectives import AOT, BCO, GRPO, KTO, PPO, AOTUnpaired, LatentEM
+from mmalign.objectives import AOT, BCO, GRPO, KTO, MPO, PPO, AOTUnpaired, LatentEM
 from mmalign.protocols import Objective
 from tests import tabular
 
@@ -27,6 +27,7 @@ COUPLED: dict[str, Objective] = {
     "bco_pair": BCO(beta=0.5),
     "kto": KTO(beta=0.5),
     "kto_matched": KTO(beta=0.5, kl_point="matched"),
+    "mpo": MPO(),
 }
 SEED = 5  # Of a batch in which a process alone ranks its margins otherwise.
 SHARES = [[0, 1, 2], [3, 4, 5, 6, 7, 8]]
@@ -60,7 +61,9 @@ def compared(name: str, rows: list[int]) -> dict[str, torch.Tensor]:
     batch = objective.credit(batch.rows(torch.tensor(rows)))
     loss = objective.loss(policy.scores(batch.trajectory), batch).total
     loss.backward()
-    anchor = batch.anchor if batch.pair_anchor is None else batch.pair_anchor
+    # Of MPO's terms the second, BCO, has a statistic.
+    stated = batch.parts[1] if batch.parts else batch
+    anchor = stated.anchor if stated.pair_anchor is None else stated.pair_anchor
     return {
         "anchor": anchor.contiguous(),
         "loss": loss.detach(),
