@@ -14,7 +14,7 @@ One pass gives both values, so that an objective which reads them pays for the h
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -41,16 +41,23 @@ def forward_kl(
         Two ``[N]`` float32 tensors, nats, that differentiate once: log-probs, ``-log V`` where the
         network knows nothing, and KL, 0 where the two networks agree.
     """
-    other = Side(against[0].detach(), against[1])
-    chosen = tokens.unsqueeze(1)
+    job = _Job(head, tokens.unsqueeze(1), Side(against[0].detach(), against[1]))
     trained = head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)
     if torch.is_grad_enabled() and trained:
-        found = cast(Any, _Recomputing).apply(states, head.weight, head.bias, head, chosen, other)
+        found = cast(Any, _Recomputing).apply(states, head.weight, head.bias, job)
     elif torch.is_grad_enabled() and states.requires_grad:
-        found = cast(Any, _Stashing).apply(states, head, chosen, other)
+        found = cast(Any, _Stashing).apply(states, job)
     else:
-        found = _Pass(Side(states, head), other, chosen, derivative=False).outputs()
+        found = _Pass(states, job, derivative=False).outputs()
     return cast(tuple[Tensor, Tensor], found)
+
+
+class _Job(NamedTuple):
+    """What is asked: the policy's head, ``[N, 1]`` chosen symbols, and the reference's side."""
+
+    head: Head
+    tokens: Tensor
+    other: Side
 
 
 class _Pass:
@@ -65,12 +72,13 @@ class _Pass:
             and z' the slope of its cap; empty where no derivative is wanted.
     """
 
-    def __init__(self, side: Side, other: Side, chosen: Tensor, *, derivative: bool) -> None:
+    def __init__(self, states: Tensor, job: _Job, *, derivative: bool) -> None:
         def filled(value: float, columns: int = 1) -> Tensor:
             shape = (len(side.states), columns)
             return torch.full(shape, value, dtype=side.work, device=side.states.device)
 
-        self.side, self.other, self.tokens = side, other, chosen
+        side = Side(states, job.head)
+        self.side, self.other, self.tokens = side, job.other, job.tokens
         # Not -inf: where the first block is all banned, -inf - -inf would spoil the sums.
         lowest = torch.finfo(side.work).min
         self.top = [filled(lowest), filled(lowest)]
@@ -147,19 +155,17 @@ class _Stashing(torch.autograd.Function):
     """A frozen head: the derivatives by the states are there when the forward pass is done."""
 
     @staticmethod
-    def forward(
-        ctx: Any, states: Tensor, head: Head, chosen: Tensor, other: Side
-    ) -> tuple[Tensor, Tensor]:
-        found = _Pass(Side(states, head), other, chosen, derivative=True)
+    def forward(ctx: Any, states: Tensor, job: _Job) -> tuple[Tensor, Tensor]:
+        found = _Pass(states, job, derivative=True)
         ctx.save_for_backward(*found.derivatives())
         ctx.dtype = states.dtype
         return found.outputs()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         pairs = zip(ctx.saved_tensors, gradients, strict=True)
-        return sum(u * g.unsqueeze(1) for u, g in pairs).to(ctx.dtype), None, None, None
+        return sum(u * g.unsqueeze(1) for u, g in pairs).to(ctx.dtype), None
 
 
 class _Recomputing(torch.autograd.Function):
@@ -167,15 +173,9 @@ class _Recomputing(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        states: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        head: Head,
-        chosen: Tensor,
-        other: Side,
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, job: _Job
     ) -> tuple[Tensor, Tensor]:
-        found = _Pass(Side(states, head), other, chosen, derivative=False)
+        found = _Pass(states, job, derivative=False)
         ctx.save_for_backward(states, weight, bias)
         ctx.found = found
         return found.outputs()
@@ -189,8 +189,6 @@ class _Recomputing(torch.autograd.Function):
             None if by_states is None else by_states.to(states.dtype),
             None if by_weight is None else by_weight.to(weight.dtype),
             None if by_bias is None else by_bias.to(bias.dtype),
-            None,
-            None,
             None,
         )
 
