@@ -16,10 +16,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmalign import distributed, rng
+from mmalign.data.frames import strip
 from mmalign.diversity import diversity
 from mmalign.functional import best_of
 from mmalign.log import RunFolder
 from mmalign.policy import Policy
+from mmalign.prompts import frames_of
 from mmalign.rewards import judged
 from mmalign.run import Evaluation
 from mmalign.types import Output, Prompt
@@ -258,7 +260,9 @@ def write_samples(folder: Path, step: int, samples: Sequence[Sample]) -> None:
         outputs = [
             output
             if isinstance(output, str)
-            else {"image": _keep_picture(output, folder, f"{stem}-output-{k}.png")}
+            else {
+                "image": _keep_picture(strip(frames_of(output)), folder, f"{stem}-output-{k}.png")
+            }
             for k, output in enumerate(sample.outputs)
         ]
         items.append(
@@ -280,6 +284,13 @@ def text_of(prompt: Prompt) -> str:
     if isinstance(content, str):
         return content
     return " ".join("<image>" if part["type"] == "image" else part["text"] for part in content)
+
+
+def _keep_output(output: Output, folder: Path, name: str) -> str | dict[str, str]:
+    """Text as it is, a picture or the frames of a clip side by side as a file."""
+    if isinstance(output, str):
+        return output
+    return {"image": _keep_picture(strip(frames_of(output)), folder, name)}
 
 
 def _keep_picture(picture: Any, folder: Path, name: str) -> str:

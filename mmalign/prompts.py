@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Output: TypeAlias = "str | Image"
+Output: TypeAlias = "str | Image | tuple[Image, ...]"
+"""Text, a picture, or a clip: its frames in the order of time."""
 Message: TypeAlias = Mapping[str, Any]
+
+
+def frames_of(output: Image | tuple[Image, ...]) -> tuple[Image, ...]:
+    """The frames of a clip, or a picture as the only one."""
+    return output if isinstance(output, tuple) else (output,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +41,7 @@ class Preference:
 
     Attributes:
         prompt: The prompt of both sides, or of the chosen side where they saw different images.
-        chosen: The preferred output, text or picture.
+        chosen: The preferred output, text, picture or clip.
         rejected: The other output.
         rejected_prompt: The prompt of the rejected side where it differs (a corrupted view).
         margin: By how much the chosen output is better, where known (reward units).
@@ -56,7 +62,7 @@ class Labelled:
 
     Attributes:
         prompt: What was asked.
-        completion: The output, text or picture.
+        completion: The output, text, picture or clip.
         label: True where it is desirable.
     """
 
@@ -71,7 +77,7 @@ class Ranking:
 
     Attributes:
         prompt: What was asked.
-        completions: Two or more outputs, text or pictures, in any order.
+        completions: Two or more outputs, text, picture or clips, in any order.
         scores: One each, higher is better.
         steps: Of the branches of a tree: each completion cut into its steps, which joined are the
             completion; None where it is not known.

@@ -16,6 +16,7 @@ from mmalign.commands.targets import load_policy, load_run
 from mmalign.data import File, write_samples
 from mmalign.evaluation import evaluate, text_of
 from mmalign.policy import Policy
+from mmalign.prompts import frames_of
 from mmalign.run import DataSpec, Run
 from mmalign.types import Output, Prompt
 
@@ -74,9 +75,17 @@ def sample(
     drawn = list(draw(policy, prompts, drawing))
     number = write_samples(output, drawn)
     for prompt, made in drawn[:8]:
-        shown = repr(made) if isinstance(made, str) else f"a {made.width} x {made.height} picture"
-        click.echo(f"{text_of(prompt)!r}\n    -> {shown}")
+        click.echo(f"{text_of(prompt)!r}\n    -> {shown(made)}")
     click.echo(f"{number} samples of {len(prompts)} prompts in {output}")
+
+
+def shown(made: Output) -> str:
+    """A sample in one line."""
+    if isinstance(made, str):
+        return repr(made)
+    first, *more = frames_of(made)
+    clip = f"clip of {1 + len(more)} frames"
+    return f"a {first.width} x {first.height} {clip if more else 'picture'}"
 
 
 def draw(

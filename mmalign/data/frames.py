@@ -34,6 +34,17 @@ def evenly(count: int, num_frames: int) -> list[int]:
     return [(2 * k + 1) * count // (2 * kept) for k in range(kept)]
 
 
+def strip(frames: Sequence[Image]) -> Image:
+    """Pictures of one height side by side: how a clip is shown where only a picture can be."""
+    from PIL import Image
+
+    widths = [frame.width for frame in frames]
+    found = Image.new("RGB", (sum(widths), frames[0].height))
+    for number, frame in enumerate(frames):
+        found.paste(frame, (sum(widths[:number]), 0))
+    return found
+
+
 def clip_prompt(
     frames: Sequence[Image],
     question: str,

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mmalign.data.images import to_rgb
 from mmalign.data.records import COLUMNS, COMPLETIONS
+from mmalign.prompts import frames_of
 from mmalign.types import Output, Preference, Prompt
 
 
@@ -139,7 +140,7 @@ def _preference(record: Preference) -> _Columns:
         elif other is not None:
             raise ValueError("a record whose answers are pictures has one prompt for both sides")
         else:
-            pictures[f"{side}_images"] = [output]
+            pictures[f"{side}_images"] = frames_of(output)
     if record.margin is not None:
         values["margin"] = record.margin
     return _Columns(values=values, pictures=pictures)
@@ -151,7 +152,7 @@ def _sample(prompt: Prompt, output: Output) -> _Columns:
     if isinstance(output, str):
         values["completion"] = _answer(output, prompt)
     else:
-        pictures["completion_images"] = [output]
+        pictures["completion_images"] = frames_of(output)
     return _Columns(values=values, pictures=pictures)
 
 

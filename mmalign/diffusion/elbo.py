@@ -37,7 +37,6 @@ class ElboSettings:
         timestep_range: The noise levels drawn from, as fractions of the whole: 0 clean, 1 noise.
         timestep_draw: Density within the range.
         latent: The VAE's posterior mean, or a draw from it.
-        resize: Whether recorded pictures are converted and resized to the model's size.
     """
 
     denoising: Denoising
@@ -45,7 +44,6 @@ class ElboSettings:
     timestep_range: tuple[float, float] = (0.0, 1.0)
     timestep_draw: TimestepDraw = "uniform"
     latent: LatentDraw = "mean"
-    resize: bool = False
 
     def __post_init__(self) -> None:
         low, high = self.timestep_range
@@ -95,7 +93,7 @@ class ElboAdapter:
         settings = self.settings
         flat = [output for group in outputs for output in group]
         images = [
-            pictures.checked(output, row, size=self.family.latents.size, resize=settings.resize)
+            pictures.checked(output, f"row {row}", self.family.latents)
             for row, output in enumerate(flat)
         ]
         draws = [self._draw(generator) for generator in generators]
@@ -109,7 +107,7 @@ class ElboAdapter:
                 ]
             )
         clean = pictures.encode(
-            self.family,
+            self.family.latents,
             images,
             noise=noise,
             rows_per_forward=settings.denoising.rows_per_forward,
@@ -127,7 +125,7 @@ class ElboAdapter:
     ) -> Trajectory:
         """``group_size`` pictures of each prompt; their own final latents are what is scored."""
         settings = self.settings.denoising
-        embedded = conditions(self.family, prompts)
+        embedded = conditions(self.family, prompts, settings)
         found = walk(
             self.family,
             model,
@@ -219,7 +217,7 @@ class ElboAdapter:
         return Trajectory(
             mask=torch.ones(len(clean), steps, dtype=torch.bool, device=device),
             prompt_of=prompt_of,
-            static=conditions(self.family, prompts),
+            static=conditions(self.family, prompts, self.settings.denoising),
             stepwise={
                 "latent": clean[:, None].expand(-1, steps, *clean.shape[1:]),
                 "noise": noise[prompt_of],

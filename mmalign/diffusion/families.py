@@ -23,10 +23,17 @@ from mmalign.diffusion.processes import Process
 Conditioning = Mapping[str, Tensor]
 """What the network reads of a prompt, by name; the first axis is prompts or rows."""
 
-# Class of a diffusers pipeline -> what takes it apart.
+# Class of a diffusers pipeline -> what takes it apart, in `mmalign.diffusion.pipelines`.
 FAMILIES = {
-    "StableDiffusionPipeline": "mmalign.diffusion.stable_diffusion:stable_diffusion",
-    "StableDiffusion3Pipeline": "mmalign.diffusion.stable_diffusion_3:stable_diffusion_3",
+    "StableDiffusionPipeline": "stable_diffusion:stable_diffusion",
+    "StableDiffusionXLPipeline": "stable_diffusion_xl:stable_diffusion_xl",
+    "StableDiffusion3Pipeline": "stable_diffusion_3:stable_diffusion_3",
+    "PixArtSigmaPipeline": "pixart_sigma:pixart_sigma",
+    "SanaPipeline": "sana:sana",
+    "FluxPipeline": "flux:flux",
+    "FluxKontextPipeline": "flux:flux",
+    "QwenImagePipeline": "qwen_image:qwen_image",
+    "WanPipeline": "wan:wan",
 }
 
 # Attention and feed-forward layers of UNets and transformers; embeddings and norms stay untouched.
@@ -67,6 +74,8 @@ class Family:
         text_size: Width of the states.
         predict: How the network is called.
         guidance: How a guidance scale acts.
+        edits: Whether a prompt comes with one picture, which the network reads as the condition
+            "picture" ``[P, *shape]``, a latent.
         lora_targets: What "all-linear" means for a LoRA: a regular expression on module names.
         settings: What else predictions depend on, in words.
     """
@@ -79,6 +88,7 @@ class Family:
     text_size: int
     predict: Predict = field(repr=False)
     guidance: Guidance = field(default_factory=ClassifierFree)
+    edits: bool = False
     lora_targets: str = LORA_TARGETS
     settings: str = ""
 
@@ -112,5 +122,5 @@ def family_of(class_name: str) -> Build:
             f"{', '.join(FAMILIES)}"
         )
     module, _, name = FAMILIES[class_name].partition(":")
-    found: Build = getattr(import_module(module), name)
+    found: Build = getattr(import_module(f"mmalign.diffusion.pipelines.{module}"), name)
     return found

@@ -249,10 +249,10 @@ def texts_by(
     pipe: Any,
     options: Options,
     *,
-    network: str,
     parts: Sequence[str],
     readers: Sequence[Reader],
     embed: Embed,
+    network: str = "transformer",
     empty: Callable[[], Mapping[str, Tensor]] | None = None,
     settings: str = "",
 ) -> Texts:
@@ -261,10 +261,10 @@ def texts_by(
     Args:
         pipe: The pipeline.
         options: The run's.
-        network: The component that is trained.
         parts: The encoders.
         readers: Tokenizers whose encoder must read every prompt to its end.
         embed: As in `Texts`.
+        network: The component that is trained.
         empty: As in `Texts`.
         settings: What else embeddings depend on, in words.
     """

@@ -30,6 +30,7 @@ class Latents:
         size: Height and width in pixels.
         frames: Frames of a clip; None where an output is a picture.
         volumes: Whether the VAE reads volumes, of one frame where the output is a picture.
+        resize: Whether pictures of other channels and sizes are converted instead of refused.
         shift: Number, or one for each channel.
         factor: Likewise.
         posteriors: What the VAE has answered.
@@ -40,6 +41,7 @@ class Latents:
     size: tuple[int, int]
     frames: int | None
     volumes: bool
+    resize: bool
     shift: Scale = field(repr=False)
     factor: Scale = field(repr=False)
     posteriors: Frozen = field(repr=False)
@@ -117,11 +119,11 @@ def latents_of(
     pipe: Any,
     options: Options,
     *,
-    network: str,
     channels: int,
     factor: int,
     multiple: int,
     natural: int | tuple[int, int],
+    network: str = "transformer",
     scaling: Scaling = scaled,
     frames: tuple[int, int] | None = None,
     volumes: bool = False,
@@ -131,11 +133,11 @@ def latents_of(
     Args:
         pipe: The pipeline.
         options: The run's.
-        network: The component that is trained.
         channels: Channels of a latent, before any packing.
         factor: Pixels of a side that make one element of the latent.
         multiple: What the network needs the latent's sides to be a multiple of.
         natural: Side, or height and width, in pixels where the run does not say.
+        network: The component that is trained.
         scaling: `scaled`, `shifted` or `normalised`: what the pipeline does before it decodes.
         frames: Natural number of frames of a clip, and how many of them make one of the latent
             behind the first; None for pictures.
@@ -159,6 +161,7 @@ def latents_of(
         size=(height * factor, width * factor),
         frames=count,
         volumes=volumes,
+        resize=options.resize,
         shift=shift,
         factor=by,
         posteriors=Frozen(

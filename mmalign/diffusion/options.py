@@ -22,3 +22,7 @@ class Options:
     max_sequence_length: int | None = None
     resize: bool = False
     cache: str | None = None
+
+    def text_length(self, natural: int) -> int:
+        """Tokens of the text encoder; ``natural`` is the pipeline's own default."""
+        return natural if self.max_sequence_length is None else self.max_sequence_length

@@ -1,4 +1,7 @@
-"""Pictures to latents and back, through a pipeline's VAE."""
+"""Pictures and clips to latents and back, through a pipeline's VAE.
+
+A clip is a tuple of pictures, in the order of time.
+"""
 
 from __future__ import annotations
 
@@ -11,67 +14,90 @@ from PIL import Image
 from torch import Tensor
 
 from mmalign.diffusion.families import Family
+from mmalign.diffusion.latents import Latents
 from mmalign.fingerprints import content_key
 from mmalign.types import Output
 
 LatentDraw = Literal["mean", "sample"]
 
 
-def checked(output: Output, row: int, *, size: tuple[int, int], resize: bool) -> Image.Image:
-    """A recorded output as an RGB picture of the model's size.
+def checked(output: Output, where: str, latents: Latents) -> list[Image.Image]:
+    """A recorded output as RGB pictures of the model's size: the frames of a clip, or one.
+
+    Args:
+        output: What is recorded.
+        where: What messages call its place.
+        latents: What the model draws.
 
     Raises:
-        ValueError: It is no picture, or it has other channels or another size than the model's
-            and ``resize`` is off.
+        ValueError: It is no picture (no clip of the model's length), or `fitted` refuses it.
     """
-    if not isinstance(output, Image.Image):
+    frames = output if isinstance(output, tuple) else (output,)
+    clip = isinstance(output, tuple)
+    if isinstance(output, str) or clip == (latents.frames is None):
+        kind = "pictures" if latents.frames is None else "clips (several pictures)"
         raise ValueError(
-            f"row {row}: this model answers in pictures, and the recorded output is a "
-            f"{type(output).__name__}"
+            f"{where}: this model answers in {kind}, and the recorded output is a "
+            f"{'clip' if clip else type(output).__name__}"
         )
-    if resize:
-        return output.convert("RGB").resize(size[::-1], Image.Resampling.BICUBIC)
-    if output.mode != "RGB":
+    if latents.frames is not None and len(frames) != latents.frames:
         raise ValueError(
-            f"row {row}: the picture has the channels {output.mode}, not RGB; convert it or set "
+            f"{where}: the clip has {len(frames)} frames and the model draws {latents.frames}; "
+            "prepare the data at that length or set num_frames"
+        )
+    return [fitted(frame, where, latents) for frame in frames if not isinstance(frame, str)]
+
+
+def fitted(picture: Image.Image, where: str, latents: Latents) -> Image.Image:
+    """A picture as RGB of the model's size.
+
+    Raises:
+        ValueError: It has other channels or another size than the model's and ``resize`` is off.
+    """
+    height, width = latents.size
+    if latents.resize:
+        return picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    if picture.mode != "RGB":
+        raise ValueError(
+            f"{where}: the picture has the channels {picture.mode}, not RGB; convert it or set "
             "resize=true"
         )
-    if output.size != size[::-1]:
+    if picture.size != (width, height):
         raise ValueError(
-            f"row {row}: the picture is {output.size[0]} x {output.size[1]} pixels and the model "
-            f"draws {size[1]} x {size[0]}; prepare the data at that size or set resize=true"
+            f"{where}: the picture is {picture.size[0]} x {picture.size[1]} pixels and the model "
+            f"draws {width} x {height}; prepare the data at that size or set resize=true"
         )
-    return output
+    return picture
 
 
 @torch.no_grad()
 def encode(
-    family: Family,
-    pictures: Sequence[Image.Image],
+    latents: Latents,
+    outputs: Sequence[Sequence[Image.Image]],
     *,
     noise: Tensor | None,
     rows_per_forward: int,
 ) -> Tensor:
-    """Pictures to scaled latents ``[B, ...]`` float32.
+    """Pictures or clips to scaled latents ``[B, ...]`` float32.
 
-    A picture's id is a hash of its pixels as they are given here, so after checks and resizing. The
-    VAE sees each distinct picture once; what is remembered is mean and standard deviation of its
-    posterior, so a draw from it is as if nothing had been remembered.
+    The id of an output is a hash of its pixels as they are given here, so after checks and
+    resizing. The VAE sees each distinct one once; what is remembered is mean and standard deviation
+    of its posterior, so a draw from it is as if nothing had been remembered.
 
     Args:
-        family: Holds the VAE.
-        pictures: RGB, of the model's size.
+        latents: Holds the VAE.
+        outputs: The frames of each, RGB, of the model's size; one where it is a picture.
         noise: ``[B, ...]`` for a draw from the VAE's posterior; None for its mean.
-        rows_per_forward: Pictures encoded at a time.
+        rows_per_forward: Outputs encoded at a time.
     """
-    latents = family.latents
-    pixels = [torch.from_numpy(np.array(picture)) for picture in pictures]
+    pixels = [torch.from_numpy(np.stack([np.array(f) for f in frames])) for frames in outputs]
+    if latents.frames is None:
+        pixels = [value[0] for value in pixels]
 
     def answer(missing: list[int]) -> dict[str, Tensor]:
         means, stds = [], []
         for part in torch.stack([pixels[i] for i in missing]).split(rows_per_forward):
-            scaled = part.permute(0, 3, 1, 2).float() / 127.5 - 1.0
-            mean, std = latents.read(scaled)
+            mean, std = latents.read(part.movedim(-1, 1).float() / 127.5 - 1.0)
             means.append(mean)
             stds.append(std)
         return {"mean": torch.cat(means), "std": torch.cat(stds)}
@@ -85,10 +111,14 @@ def encode(
 
 @torch.no_grad()
 def decode(family: Family, latents: Tensor, *, rows_per_forward: int) -> list[Output]:
-    """Scaled latents ``[B, ...]`` to PIL pictures, as the pipeline itself does it."""
+    """Scaled latents ``[B, ...]`` to PIL pictures or clips, as the pipeline itself does it."""
     family.latents.posteriors.settle(needed=True)
-    images: list[Output] = []
+    outputs: list[Output] = []
     for part in latents.split(rows_per_forward):
-        decoded = family.latents.draw(part)
-        images += family.pipe.image_processor.postprocess(decoded, output_type="pil")
-    return images
+        pixels = family.latents.draw(part)
+        if family.latents.frames is None:
+            outputs += family.pipe.image_processor.postprocess(pixels, output_type="pil")
+        else:
+            clips = family.pipe.video_processor.postprocess_video(pixels, output_type="pil")
+            outputs += [tuple(clip) for clip in clips]
+    return outputs

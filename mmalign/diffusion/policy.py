@@ -37,7 +37,7 @@ class DiffusionPolicy:
         timestep_range: Bound: noise levels drawn from, as fractions; 0 is clean, 1 is noise.
         timestep_draw: Bound: their density.
         latent: Bound: the VAE's mean, or a draw, for recorded pictures.
-        resize: Bound: convert and resize recorded pictures instead of refusing them.
+        resize: Convert and resize given pictures instead of refusing them.
         size: Side of the pictures in pixels, or height and width; None for the model's own.
         max_sequence_length: Tokens of the T5 encoder of PixArt; None for 300.
         lora: LoRA settings, or None for full fine-tuning of the network.
@@ -99,7 +99,7 @@ class FlowPolicy:
         timestep_range: Bound: noise levels drawn from, as fractions; 0 is clean, 1 is noise.
         timestep_draw: Bound: their density; logit-normal as flows are trained.
         latent: Bound: the VAE's mean, or a draw, for recorded pictures.
-        resize: Bound: convert and resize recorded pictures instead of refusing them.
+        resize: Convert and resize given pictures instead of refusing them.
         size: Side of the pictures in pixels, or height and width; None for the model's own.
         num_frames: Frames of a clip; None for the model's own number, and for pictures.
         max_sequence_length: Tokens of the text encoder whose length is open; None for the
@@ -240,7 +240,6 @@ def _policy(family: Family, spec: DiffusionPolicy | FlowPolicy, denoising: Denoi
             timestep_range=spec.timestep_range,
             timestep_draw=spec.timestep_draw,
             latent=spec.latent,
-            resize=spec.resize,
         )
         adapter = ElboAdapter(family=family, settings=bound)
     return Policy(adapter=adapter, model=_trainable_network(family, spec))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from mmalign.diffusion import pictures
 from mmalign.diffusion.families import Conditioning, Family
 from mmalign.diffusion.moves import MIN_STD, wide
 from mmalign.functional import gaussian_log_probs
@@ -62,29 +63,44 @@ class Walk:
     log_probs: Tensor
 
 
-def texts_of(prompts: Sequence[Prompt]) -> list[str]:
+def texts_of(prompts: Sequence[Prompt], *, pictures: int = 0) -> list[str]:
     """The prompts as plain text.
 
+    Args:
+        prompts: What is asked.
+        pictures: How many pictures each comes with.
+
     Raises:
-        ValueError: A prompt is a conversation or comes with images.
+        ValueError: A prompt is a conversation, or has another number of pictures.
     """
     texts = []
     for row, prompt in enumerate(prompts):
-        if not isinstance(prompt.content, str) or prompt.images:
+        if not isinstance(prompt.content, str) or len(prompt.images) != pictures:
+            number = {0: "without images", 1: "with one image, the picture to edit"}[pictures]
             raise ValueError(
-                f"prompt {row}: this model draws from plain text; give a string without images"
+                f"prompt {row}: this model draws from plain text; give a string {number}"
             )
         texts.append(prompt.content)
     return texts
 
 
-def conditions(family: Family, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+def conditions(family: Family, prompts: Sequence[Prompt], settings: Denoising) -> dict[str, Tensor]:
     """What the network reads of each prompt: ``[P, ...]`` by name.
 
     Raises:
         ValueError: A prompt does not fit the model.
     """
-    return family.embed(texts_of(prompts))
+    if not family.edits:
+        return family.embed(texts_of(prompts))
+    found = family.embed(texts_of(prompts, pictures=1))
+    given = [
+        [pictures.fitted(prompt.images[0], f"prompt {row}", family.latents)]
+        for row, prompt in enumerate(prompts)
+    ]
+    picture = pictures.encode(
+        family.latents, given, noise=None, rows_per_forward=settings.rows_per_forward
+    )
+    return {**found, "picture": picture}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mmalign.data.frames import strip
+from mmalign.prompts import frames_of
 from mmalign.report.drawing import Panel, histogram
 from mmalign.report.pictures import Shown, embedded, template
 from mmalign.types import Output
@@ -36,7 +38,7 @@ class Example:
 
     def side(self, output: Output) -> str | Shown:
         """An output as the page shows it."""
-        return output if isinstance(output, str) else embedded(output)
+        return output if isinstance(output, str) else embedded(strip(frames_of(output)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from mmalign.diffusion.fifa.remembering import remembered
 from mmalign.diffusion.fifa.selection import Integers, Keys
 from mmalign.evaluation import text_of
 from mmalign.fingerprints import content_key
+from mmalign.prompts import frames_of
 from mmalign.protocols import RewardModel
 from mmalign.rewards import judged
 from mmalign.store import TensorStore
@@ -158,8 +159,9 @@ def _asked(pair: Preference) -> list[object]:
 def _digest(output: Output) -> str:
     if isinstance(output, str):
         return f"text {hashlib.sha256(output.encode()).hexdigest()}"
-    pixels = to_rgb(output)
-    return hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest()
+    pixels = [to_rgb(frame) for frame in frames_of(output)]
+    whole = b"".join(repr(frame.size).encode() + frame.tobytes() for frame in pixels)
+    return hashlib.sha256(whole).hexdigest()
 
 
 def _number(value: object) -> int:

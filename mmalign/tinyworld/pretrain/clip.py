@@ -85,7 +85,7 @@ def drawn(rng: random.Random, split: str) -> tuple[str, Image, Image]:
     """A drawing prompt, a picture that satisfies it and one that nearly does."""
     example = TASKS["draw"].example(rng, split)
     right, wrong = example.correct(rng), example.corrupted(rng)
-    assert not isinstance(right, str) and not isinstance(wrong, str)
+    assert not isinstance(right, str | tuple) and not isinstance(wrong, str | tuple)
     return str(example.prompt.content), right, wrong
 
 

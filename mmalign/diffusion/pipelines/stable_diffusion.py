@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mmalign.diffusion.families import Conditioning, Family
 from mmalign.diffusion.frozen import Reader, texts_by
-from mmalign.diffusion.latents import Latents, latents_of
+from mmalign.diffusion.latents import Latents, Scaling, latents_of, scaled
 from mmalign.diffusion.options import Options
 from mmalign.diffusion.schedulers import use_ddim
 
@@ -48,7 +48,7 @@ def predict(model: nn.Module, latent: Tensor, timestep: Tensor, given: Condition
     return found
 
 
-def unet_latents(pipe: Any, options: Options) -> Latents:
+def unet_latents(pipe: Any, options: Options, *, scaling: Scaling = scaled) -> Latents:
     """Latents of a pipeline with a UNet, whose every level but the last halves them."""
     config, factor = pipe.unet.config, int(pipe.vae_scale_factor)
     return latents_of(
@@ -59,6 +59,7 @@ def unet_latents(pipe: Any, options: Options) -> Latents:
         factor=factor,
         multiple=2 ** (len(config.block_out_channels) - 1),
         natural=config.sample_size * factor,
+        scaling=scaling,
     )
 
 

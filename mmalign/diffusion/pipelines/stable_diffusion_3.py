@@ -27,11 +27,10 @@ def stable_diffusion_3(pipe: Any, options: Options) -> Family:
     """
     config, factor = pipe.transformer.config, int(pipe.vae_scale_factor)
     natural = 0 if pipe.text_encoder_3 is None else T5_LENGTH
-    length = natural if options.max_sequence_length is None else options.max_sequence_length
+    length = options.text_length(natural)
     latents = latents_of(
         pipe,
         options,
-        network="transformer",
         channels=int(config.in_channels),
         factor=factor,
         multiple=config.patch_size,
@@ -57,7 +56,6 @@ def stable_diffusion_3(pipe: Any, options: Options) -> Family:
         embed=texts_by(
             pipe,
             options,
-            network="transformer",
             parts=("text_encoder", "text_encoder_2", "text_encoder_3"),
             readers=_readers(pipe, length),
             embed=embed,

@@ -1,0 +1,1 @@
+"""Pipelines of diffusers taken apart, one file each; `mmalign.diffusion.families` lists them."""
