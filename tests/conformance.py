@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mmalign import pairing, rng
+from mmalign.data.frames import strip
 from mmalign.diffusion import DiffusionPolicy, FlowPolicy
 from mmalign.lora import LoRA
 from mmalign.objectives import (
@@ -58,12 +60,14 @@ from mmalign.objectives import (
     SimPO,
 )
 from mmalign.policy import Policy
+from mmalign.prompts import frames_of
 from mmalign.protocols import ON_REQUEST, Objective
 from mmalign.run import PolicySpec
 from mmalign.text import TextPolicy
 from mmalign.tinyworld.data import TinyWorld
 from mmalign.types import Batch, Output, Prompt, Scores, Trajectory
 from mmalign.vision import ARImagePolicy, LVLMPolicy
+from tests.diffusion.tiny_families import TinyPipeline
 from tests.vision.lvlm_models import FAMILIES, TinyLVLM
 
 
@@ -79,6 +83,8 @@ class Case:
         encodes: Whether recorded outputs can be encoded.
         toy: A reward that a few updates can raise.
         only: Names of the objectives it is tried with; None for all.
+        asked: What becomes of a prompt of the task.
+        drawn: What becomes of an output of the task.
     """
 
     spec: PolicySpec
@@ -88,6 +94,8 @@ class Case:
     encodes: bool
     toy: Callable[[Sequence[Prompt], Sequence[Output]], Tensor]
     only: frozenset[str] | None = None
+    asked: Callable[[Prompt], Prompt] = lambda prompt: prompt
+    drawn: Callable[[Output], Output] = lambda output: output
 
 
 def short_sums(prompts: Sequence[Prompt], outputs: Sequence[Output]) -> Tensor:
@@ -98,9 +106,10 @@ def short_sums(prompts: Sequence[Prompt], outputs: Sequence[Output]) -> Tensor:
 def redness(prompts: Sequence[Prompt], outputs: Sequence[Output]) -> Tensor:
     """Mean of red minus blue, pixels in [0, 1]."""
     means = []
-    for picture in outputs:
-        assert not isinstance(picture, str)
-        red, _, blue = (sum(c.tobytes()) / len(c.tobytes()) for c in picture.split())
+    for output in outputs:
+        assert not isinstance(output, str)
+        bands = strip(frames_of(output)).split()
+        red, _, blue = (sum(c.tobytes()) / len(c.tobytes()) for c in bands)
         means.append((red - blue) / 255)
     return torch.tensor(means)
 
@@ -156,6 +165,37 @@ ADAPTERS |= {
         only=frozenset({"dpo", "grpo"}),
     )
     for number, family in enumerate(sorted(FAMILIES.keys() - {"llava"}))
+}
+
+
+def edited(prompt: Prompt) -> Prompt:
+    """The prompt with a picture to edit."""
+    return replace(prompt, images=(Image.new("RGB", (32, 32), (200, 90, 30)),))
+
+
+def moving(output: Output) -> Output:
+    """A clip of five frames that fades to black."""
+    assert not isinstance(output, str)
+    (picture,) = frames_of(output)
+    return tuple(picture.point(lambda level, k=k: level * (5 - k) // 5) for k in range(5))
+
+
+# Every pipeline in its own way of calling; what is done with the answers is shared.
+PIPELINES = ("stable_diffusion_xl", "pixart_sigma", "sana", "flux", "kontext", "qwen_image", "wan")
+ADAPTERS |= {
+    f"{kind}_{likelihood}": Case(
+        spec=TinyPipeline(kind=kind, likelihood=likelihood, steps=3, lora=RANK, resize=True),
+        task="draw",
+        exact=likelihood == "path",
+        separable=True,
+        encodes=likelihood == "elbo",
+        toy=redness,
+        only=frozenset({"dpo", "grpo"}),
+        asked=edited if kind == "kontext" else lambda prompt: prompt,
+        drawn=moving if kind == "wan" else lambda output: output,
+    )
+    for number, kind in enumerate(PIPELINES)
+    for likelihood in (("path", "elbo") if number % 2 == 0 else ("path",))
 }
 
 OBJECTIVES: dict[str, Objective] = {
@@ -246,7 +286,7 @@ def generators(count: int, *key: int | str) -> list[torch.Generator]:
 
 def prompts_of(case: Case, count: int) -> list[Prompt]:
     """A few prompts of the case's task."""
-    return list(TinyWorld(task=case.task, size=count, seed=3).prompts())
+    return [case.asked(p) for p in TinyWorld(task=case.task, size=count, seed=3).prompts()]
 
 
 def sampled(case: Case, policy: Policy, *, num_prompts: int = 2, group_size: int = 3) -> Trajectory:

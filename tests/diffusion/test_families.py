@@ -68,7 +68,7 @@ def unpacked(pipe: Any, latents: Tensor, shape: tuple[int, ...]) -> Tensor:
 def test_the_pipeline_draws_the_same_latents(kind: str) -> None:
     """The pipeline itself, called with the same generators and guidance, ends where the walk does.
 
-    Prompts matter: with another guidance it ends elsewhere.
+    Its latents for two prompts are not one another's, nor those of no guidance.
     """
     policy = policy_of(kind)
     family = family_of(policy)
@@ -162,7 +162,7 @@ def loaded(kind: str, folder: str) -> Any:
     return pipe
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"stable_diffusion_xl_v", "schnell"}))
 def test_a_lora_loads_into_the_pipeline(kind: str, tmp_path: Path) -> None:
     """With its scale; the pipeline then draws what the policy draws, and drew something else.
 
@@ -184,7 +184,7 @@ def test_a_lora_loads_into_the_pipeline(kind: str, tmp_path: Path) -> None:
     assert float((ours - before).abs().max()) > 1e-2
 
 
-@pytest.mark.parametrize("kind", ["stable_diffusion_xl", "pixart_sigma", "sana", "wan"])
+@pytest.mark.parametrize("kind", ["pixart_sigma", "wan"])
 def test_a_trained_pipeline_loads(kind: str, tmp_path: Path) -> None:
     """`from_pretrained` alone, the scheduler included, draws what the policy draws."""
     policy = trained(TinyPipeline(kind=kind).load())

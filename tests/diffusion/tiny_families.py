@@ -379,6 +379,7 @@ class TinyPipeline:
         steps: Denoising moves.
         guidance_scale: Of sampling.
         lora: LoRA settings, or None.
+        resize: Whether given pictures are resized.
     """
 
     kind: str
@@ -386,6 +387,7 @@ class TinyPipeline:
     steps: int = 3
     guidance_scale: float = 3.0
     lora: LoRA | None = None
+    resize: bool = False
 
     def load(self) -> Policy:
         """The policy."""
@@ -397,6 +399,7 @@ class TinyPipeline:
             steps=self.steps,
             guidance_scale=self.guidance_scale,
             lora=self.lora,
+            resize=self.resize,
             **kind.options,
         ).load()
         return policy
