@@ -73,6 +73,7 @@ SOURCES = {
     "unpaired": "mmalign.unpaired:Unpaired",
     "ranked": "mmalign.ranked:Ranked",
     "critical": "mmalign.critical:Critical",
+    "step_pairs": "mmalign.diffusion.step_pairs:StepPairs",
     "views": "mmalign.vision.views:Views",
     "bdhs_online": "mmalign.vision.bdhs:OnlineBDHS",
     "bdhs_mixed": "mmalign.vision.bdhs:MixedBDHS",

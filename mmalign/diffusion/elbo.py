@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from mmalign.diffusion import pictures, saving
+from mmalign.diffusion import buckets, pictures, saving
+from mmalign.diffusion.draws import Draw, DrawSettings, draw, without_dropped
 from mmalign.diffusion.families import Family
 from mmalign.diffusion.pictures import LatentDraw
-from mmalign.diffusion.processes import TimestepDraw, draw_quantiles
+from mmalign.diffusion.processes import Diffusion
 from mmalign.diffusion.sampling import (
     Asked,
     Denoising,
@@ -22,6 +24,7 @@ from mmalign.diffusion.sampling import (
     guided,
     walk,
 )
+from mmalign.diffusion.weights import TimestepWeight, min_snr
 from mmalign.protocols import Likelihood, Want
 from mmalign.types import Output, Prompt, Scores, Trajectory
 
@@ -32,40 +35,46 @@ class ElboSettings:
 
     Attributes:
         denoising: How pictures are sampled.
-        draws: (timestep, noise) draws of a prompt, stratified over the timesteps. Their weights
-            are folded into the log-probs, so that beta means the same for any number.
-        timestep_range: The noise levels drawn from, as fractions of the whole: 0 clean, 1 noise.
-        timestep_draw: Density within the range.
+        drawing: What is drawn for each prompt.
+        timestep_weight: What the error at a level counts: "constant", or "min_snr", which takes
+            weight from levels with little noise (a diffusion's alone).
+        snr_gamma: Of "min_snr": the ratio of signal to noise from which on it does so.
         latent: The VAE's posterior mean, or a draw from it.
+        buckets: Heights and widths, in pixels, that recorded pictures may have; empty for the
+            model's own size alone.
     """
 
     denoising: Denoising
-    draws: int = 1
-    timestep_range: tuple[float, float] = (0.0, 1.0)
-    timestep_draw: TimestepDraw = "uniform"
+    drawing: DrawSettings = field(default_factory=DrawSettings)
+    timestep_weight: TimestepWeight = "constant"
+    snr_gamma: float = 5.0
     latent: LatentDraw = "mean"
+    buckets: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        low, high = self.timestep_range
-        if not 0 <= low < high <= 1:
-            raise ValueError(f"timestep_range={self.timestep_range} must lie in [0, 1], rising")
-        if self.draws < 1:
-            raise ValueError(f"draws={self.draws} must be at least 1")
+        if self.snr_gamma <= 0:
+            raise ValueError(f"snr_gamma={self.snr_gamma} must be positive")
 
 
 class ElboAdapter:
     """Scores pictures by how well they are denoised; see `mmalign.protocols.Adapter`.
 
-    ``log_probs[b, t]`` is minus one half of the mean squared error over the latent, divided by the
-    number of draws. With one draw, DPO on it is the published Diffusion-DPO loss at the same beta.
+    ``log_probs[b, t]`` is minus one half of the mean squared error over the latent, times the
+    weight of its level, divided by the number of draws. With one draw and constant weights, DPO on
+    it is the published Diffusion-DPO loss at the same beta.
 
     ``stepwise`` holds ``latent`` and ``noise`` ``[B, T, ...]``, ``timestep`` and ``level``
     ``[B, T]``. Noise and timestep are drawn once per prompt: its rows, hence both sides of a pair,
-    and the reference see the same.
+    and the reference see the same. Where prompts are dropped, ``dropped`` ``[B, T]`` says which,
+    and what is stored of them is the empty prompt. Under buckets, ``extent`` ``[B, T, 2]`` is
+    height and width of the part of the latent that the picture fills.
 
     Args:
         family: The pipeline.
         settings: Draws and sampling.
+
+    Raises:
+        ValueError: Settings do not fit the pipeline.
     """
 
     likelihood: Likelihood = "bound"
@@ -77,6 +86,19 @@ class ElboAdapter:
         scale = family.guidance.of_bound(settings.denoising.guidance_scale)
         self.unguided = replace(settings.denoising, guidance_scale=scale)
         self.feature_size = feature_size(family)
+        if settings.timestep_weight == "min_snr" and not isinstance(family.process, Diffusion):
+            raise ValueError("timestep_weight=min_snr is of diffusions; leave it out for a flow")
+        latents = family.latents
+        buckets.check_buckets(settings.buckets, latents.unit)
+        if settings.buckets and not family.any_size:
+            raise ValueError(
+                f"{type(family.pipe).__name__} is told the size of a picture beside its latent, so "
+                "it takes one size a run; set `size` instead of `buckets`"
+            )
+        self.sizes = settings.buckets or (latents.size,)
+        extents = [latents.extent(size) for size in (*settings.buckets, latents.size)]
+        # Where latents are stored, whatever part of it a picture fills.
+        self.room = tuple(max(sides) for sides in zip(*extents, strict=True))
 
     def encode(
         self,
@@ -88,32 +110,52 @@ class ElboAdapter:
         """Recorded pictures as latents with their draws.
 
         Raises:
-            ValueError: A picture or a prompt does not fit the model.
+            ValueError: A picture or a prompt does not fit the model, or rows that share their
+                noise are of different buckets.
         """
         settings = self.settings
         flat = [output for group in outputs for output in group]
         images = [
-            pictures.checked(output, f"row {row}", self.family.latents)
+            pictures.checked(output, f"row {row}", self.family.latents, sizes=self.sizes)
             for row, output in enumerate(flat)
         ]
+        seeds = [g.initial_seed() for g, of in zip(generators, outputs, strict=True) for _ in of]
+        _require_one_bucket([frames[0] for frames in images], seeds)
         draws = [self._draw(generator) for generator in generators]
-        shape = self.family.latents.shape
         noise = None
         if settings.latent == "sample":
+            shape = self._shape()
             noise = torch.cat(
                 [
                     torch.randn((len(group), *shape), generator=generator)
                     for group, generator in zip(outputs, generators, strict=True)
                 ]
             )
-        clean = pictures.encode(
-            self.family.latents,
-            images,
-            noise=noise,
-            rows_per_forward=settings.denoising.rows_per_forward,
-        )
+        clean, extents = self._encoded(images, noise)
         counts = torch.tensor([len(group) for group in outputs])
-        return self._trajectory(prompts, clean, counts, draws, flat)
+        return self._trajectory(prompts, clean, extents, counts, draws, flat)
+
+    def _encoded(
+        self, images: Sequence[Sequence[Image.Image]], noise: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Latents ``[B, *shape]`` of outputs of any bucket, and what they fill: ``[B, 2]``.
+
+        An output is its frames, one where it is a picture.
+        """
+        latents = self.family.latents
+        sizes = [latents.extent((frames[0].height, frames[0].width)) for frames in images]
+        extents = torch.tensor(sizes)
+        clean: list[Tensor] = [torch.empty(0)] * len(images)
+        for extent, rows in buckets.by_extent(extents):
+            found = pictures.encode(
+                latents,
+                [images[row] for row in rows.tolist()],
+                noise=None if noise is None else buckets.cropped(noise[rows], extent),
+                rows_per_forward=self.settings.denoising.rows_per_forward,
+            )
+            for row, latent in zip(rows.tolist(), found, strict=True):
+                clean[row] = buckets.padded(latent, self.room)
+        return torch.stack(clean), extents
 
     def sample(
         self,
@@ -138,7 +180,9 @@ class ElboAdapter:
         outputs = pictures.decode(self.family, clean, rows_per_forward=settings.rows_per_forward)
         draws = [self._draw(generator) for generator in generators]
         counts = torch.full((len(prompts),), group_size)
-        return self._trajectory(prompts, clean, counts, draws, outputs)
+        extents = torch.tensor([clean.shape[-2:]]).expand(len(clean), 2)
+        clean = buckets.padded(clean, self.room)
+        return self._trajectory(prompts, clean, extents, counts, draws, outputs)
 
     def scores(
         self,
@@ -163,19 +207,40 @@ class ElboAdapter:
         row_of = torch.arange(shape[0], device=device).repeat_interleave(shape[1])
         prompts = {k: v.to(device) for k, v in trajectory.static.items()}
         asked = Asked(prompts=prompts, prompt_of=trajectory.prompt_of.to(device)[row_of])
+        if "extent" not in at:
+            error, seen = self._errors(model, at, asked)
+        else:
+            error = torch.zeros(len(row_of), device=device)
+            seen = torch.zeros(len(row_of), self.feature_size, device=device)
+            for extent, rows in buckets.by_extent(at["extent"]):
+                part = {k: v[rows] for k, v in at.items()}
+                part |= {k: buckets.cropped(part[k], extent) for k in ("latent", "noise")}
+                of = replace(asked, prompt_of=asked.prompt_of[rows])
+                errors, features_of = self._errors(model, part, of)
+                error, seen = error.index_put((rows,), errors), seen.index_put((rows,), features_of)
+        log_probs = -0.5 / self.settings.drawing.draws * error.view(shape)
+        mask = trajectory.mask.to(device)
+        return Scores(
+            log_probs=torch.where(mask, log_probs, torch.zeros_like(log_probs)),
+            features=seen.view(*shape, -1) if "features" in want else None,
+        )
+
+    def _errors(
+        self, model: nn.Module, at: dict[str, Tensor], asked: Asked
+    ) -> tuple[Tensor, Tensor]:
+        """Weighted mean squared errors ``[M]`` of draws on latents of one size, and features."""
         process = self.family.process
         noisy = process.noised(at["latent"], at["noise"], at["level"])
         answer = guided(self.family, model, noisy, at["timestep"], asked, settings=self.unguided)
         target = process.target(at["latent"], at["noise"], at["level"])
-        error = (target - answer).square().mean(dim=tuple(range(1, answer.ndim))).view(shape)
-        log_probs = -0.5 / self.settings.draws * error
-        seen = None
-        if "features" in want:
-            seen = features(noisy, at["timestep"], asked).view(*shape, -1)
-        mask = trajectory.mask.to(device)
-        return Scores(
-            log_probs=torch.where(mask, log_probs, torch.zeros_like(log_probs)), features=seen
-        )
+        error = (target - answer).square().flatten(1).mean(1)
+        if self.settings.timestep_weight == "min_snr":
+            assert isinstance(process, Diffusion)
+            kind = process.prediction_type
+            error = error * min_snr(
+                at["level"], gamma=self.settings.snr_gamma, prediction_type=kind
+            )
+        return error, features(noisy, at["timestep"], asked)
 
     def prompt_lengths(self, trajectory: Trajectory) -> Tensor:
         """0: a prompt conditions every step and takes no position of its own."""
@@ -183,47 +248,72 @@ class ElboAdapter:
 
     def describe(self) -> str:
         """What scores depend on: how draws are made is in the timesteps and the noise of a row."""
-        return f"ElboAdapter({self.family.describe()}, draws={self.settings.draws})"
+        settings = self.settings
+        weight = f"{settings.timestep_weight} {settings.snr_gamma}"
+        draws = f"draws={settings.drawing.draws}"
+        return f"ElboAdapter({self.family.describe()}, {draws}, weight={weight})"
 
     def save(self, model: nn.Module, directory: Path) -> None:
         """Write what diffusers loads."""
         saving.save(self.family, model, directory)
 
-    def _draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Quantiles ``[T]`` and noise ``[T, ...]`` of one prompt."""
-        settings = self.settings
-        quantile = draw_quantiles(
-            (settings.draws,),
-            generator=generator,
-            within=settings.timestep_range,
-            draw=settings.timestep_draw,
-        )
-        shape = (settings.draws, *self.family.latents.shape)
-        return quantile, torch.randn(shape, generator=generator)
+    def _shape(self) -> tuple[int, ...]:
+        """Of a stored latent: with room for every bucket."""
+        return (*self.family.latents.shape[:-2], *self.room)
+
+    def _draw(self, generator: torch.Generator) -> Draw:
+        """The draws of one prompt."""
+        return draw(generator, self.settings.drawing, self._shape())
 
     def _trajectory(
         self,
         prompts: Sequence[Prompt],
         clean: Tensor,
+        extents: Tensor,
         counts: Tensor,
-        draws: Sequence[tuple[Tensor, Tensor]],
+        draws: Sequence[Draw],
         outputs: Sequence[Output],
     ) -> Trajectory:
-        device, steps = clean.device, self.settings.draws
+        device, steps = clean.device, self.settings.drawing.draws
         prompt_of = torch.arange(len(prompts)).repeat_interleave(counts).to(device)
-        quantile = torch.stack([q for q, _ in draws]).to(device)
-        noise = torch.stack([n for _, n in draws]).to(device)
+        quantile = torch.stack([d.quantile for d in draws]).to(device)
+        noise = torch.stack([d.noise for d in draws]).to(device)
+        dropped = [d.dropped for d in draws]
         timestep, level = self.family.process.at(quantile)
+        stepwise = {
+            "latent": clean[:, None].expand(-1, steps, *clean.shape[1:]),
+            "noise": noise[prompt_of],
+            "timestep": timestep[prompt_of],
+            "level": level[prompt_of],
+        }
+        if self.settings.buckets:
+            stepwise["extent"] = extents.to(device)[:, None].expand(-1, steps, -1)
+        if self.settings.drawing.prompt_dropout > 0:
+            here = torch.tensor(dropped, device=device)[prompt_of]
+            stepwise["dropped"] = here[:, None].expand(-1, steps)
+        given = conditions(self.family, prompts, self.settings.denoising)
         return Trajectory(
             mask=torch.ones(len(clean), steps, dtype=torch.bool, device=device),
             prompt_of=prompt_of,
-            static=conditions(self.family, prompts, self.settings.denoising),
-            stepwise={
-                "latent": clean[:, None].expand(-1, steps, *clean.shape[1:]),
-                "noise": noise[prompt_of],
-                "timestep": timestep[prompt_of],
-                "level": level[prompt_of],
-            },
+            static=without_dropped(given, dropped, self.family.embed),
+            stepwise=stepwise,
             outputs=list(outputs),
             separable=True,
         )
+
+
+def _require_one_bucket(images: Sequence[Image.Image], seeds: Sequence[int]) -> None:
+    """Refuse rows that are to share their noise (the seed says so) and differ in size.
+
+    Raises:
+        ValueError: Naming the row.
+    """
+    first: dict[int, int] = {}
+    for row, (image, seed) in enumerate(zip(images, seeds, strict=True)):
+        other = images[first.setdefault(seed, row)]
+        if image.size != other.size:
+            raise ValueError(
+                f"row {row}: the picture is {image.size[0]} x {image.size[1]} pixels and row "
+                f"{first[seed]}, which it is compared with, {other.size[0]} x {other.size[1]}; the "
+                "sides of a pair share their noise, so both must be of one bucket"
+            )

@@ -78,6 +78,8 @@ class Family:
             "picture" ``[P, *shape]``, a latent.
         lora_targets: What "all-linear" means for a LoRA: a regular expression on module names.
         settings: What else predictions depend on, in words.
+        any_size: Whether latents of another size can be scored with all else as it is: nothing
+            that the network is told depends on the size but the latent itself.
     """
 
     pipe: Any = field(repr=False)
@@ -91,11 +93,13 @@ class Family:
     edits: bool = False
     lora_targets: str = LORA_TARGETS
     settings: str = ""
+    any_size: bool = False
 
     def describe(self) -> str:
         """Everything but weights that predictions and moves depend on."""
         scheduler = settings_of(self.pipe.scheduler)
-        return f"{type(self.pipe).__name__}({scheduler}, {self.latents.shape}, {self.settings})"
+        parts = f"{scheduler}, {self.process}, {self.latents.shape}, {self.settings}"
+        return f"{type(self.pipe).__name__}({parts})"
 
 
 class Build(Protocol):

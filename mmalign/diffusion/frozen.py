@@ -7,6 +7,7 @@ limit where a folder is given (see `mmalign.store`), where later epochs and late
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from mmalign import fingerprints
-from mmalign.diffusion.options import Options
+from mmalign.diffusion.options import LongPrompts, Options
 from mmalign.store import TensorStore
+
+logger = logging.getLogger(__name__)
 
 MEMORY_BYTES = 256 * 2**20
 QUIET_BATCHES = 8
@@ -174,18 +177,8 @@ class Reader:
     prepare: Callable[[str], str] = str
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text.
-
-        Raises:
-            ValueError: A text is longer than what the encoder reads: it would be read in part.
-        """
+        """All token ids of each text, also those that the encoder will not read."""
         found: list[list[int]] = self.tokenizer([self.prepare(t) for t in texts]).input_ids
-        for text, ids in zip(texts, found, strict=True):
-            if len(ids) > self.limit:
-                raise ValueError(
-                    f"a prompt of {len(ids)} tokens is too long for {self.encoder}, which reads "
-                    f"{self.limit}; shorten it or filter the data: {text[:80]!r}"
-                )
         return found
 
     def describe(self) -> str:
@@ -205,6 +198,8 @@ class Texts:
         readers: Their tokenizers.
         embed: Texts to tensors whose first axis is the text; called with the encoders in place.
         empty: What stands for no prompt, ``[1, ...]``, likewise; None for an empty text.
+        long_prompts: Whether a prompt that is longer than an encoder reads is an error, or is read
+            in part, which is counted and said.
     """
 
     def __init__(
@@ -214,11 +209,14 @@ class Texts:
         readers: Sequence[Reader],
         embed: Embed,
         empty: Callable[[], Mapping[str, Tensor]] | None = None,
+        long_prompts: LongPrompts = "error",
     ) -> None:
         self.frozen = frozen
         self.readers = readers
         self.embed = embed
         self.unprompted = empty
+        self.long_prompts = long_prompts
+        self.truncated: set[str] = set()
         self._empty: Entry | None = None
 
     def __call__(self, texts: Sequence[str]) -> Entry:
@@ -228,10 +226,33 @@ class Texts:
             ValueError: A prompt is too long.
         """
         ids = [reader.ids(texts) for reader in self.readers]
+        for reader, of in zip(self.readers, ids, strict=True):
+            for text, tokens in zip(texts, of, strict=True):
+                if len(tokens) > reader.limit:
+                    self._long(reader, text, len(tokens))
         keys = [
             fingerprints.content_key([text, [of[i] for of in ids]]) for i, text in enumerate(texts)
         ]
         return self.frozen(keys, lambda missing: self.embed([texts[i] for i in missing]))
+
+    def _long(self, reader: Reader, text: str, length: int) -> None:
+        """Refuse a prompt that would be read in part, or say so once and count it."""
+        if self.long_prompts == "error":
+            raise ValueError(
+                f"a prompt of {length} tokens is too long for {reader.encoder}, which reads "
+                f"{reader.limit}; shorten it, filter the data, or set long_prompts=truncate: "
+                f"{text[:80]!r}"
+            )
+        if text not in self.truncated:
+            self.truncated.add(text)
+            logger.warning(
+                "of a prompt of %d tokens %s reads the first %d (%d prompts so far): %r",
+                length,
+                reader.encoder,
+                reader.limit,
+                len(self.truncated),
+                text[:80],
+            )
 
     def empty(self) -> Entry:
         """What stands for no prompt, ``[1, ...]``, which guidance asks for at every move.
@@ -272,7 +293,9 @@ def texts_by(
     frozen = Frozen(
         pipe, network=network, parts=parts, settings="; ".join(described), folder=options.cache
     )
-    return Texts(frozen, readers=readers, embed=embed, empty=empty)
+    return Texts(
+        frozen, readers=readers, embed=embed, empty=empty, long_prompts=options.long_prompts
+    )
 
 
 def _size(entry: Entry) -> int:

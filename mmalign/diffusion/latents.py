@@ -34,6 +34,7 @@ class Latents:
         shift: Number, or one for each channel.
         factor: Likewise.
         posteriors: What the VAE has answered.
+        unit: What height and width in pixels must be a multiple of.
     """
 
     pipe: Any = field(repr=False)
@@ -45,11 +46,17 @@ class Latents:
     shift: Scale = field(repr=False)
     factor: Scale = field(repr=False)
     posteriors: Frozen = field(repr=False)
+    unit: int
 
     @property
     def flat(self) -> bool:
         """Whether a picture is to the VAE a volume of one frame."""
         return self.volumes and self.frames is None
+
+    def extent(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the latent of a picture of ``size`` pixels."""
+        pixels = self.size[0] // self.shape[-2]
+        return size[0] // pixels, size[1] // pixels
 
     @property
     def tokens(self) -> int:
@@ -171,6 +178,7 @@ def latents_of(
             settings=f"mean and std of the posterior, {settings_of(pipe.vae)}",
             folder=options.cache,
         ),
+        unit=factor * multiple,
     )
 
 

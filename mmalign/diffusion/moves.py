@@ -119,6 +119,36 @@ def flow_sde_move(
     return mean, s_squared.sqrt() * (-dt).sqrt()
 
 
+def flow_constant_move(
+    x: Tensor, velocity: Tensor, *, sigma: Tensor, sigma_next: Tensor, noise_level: float
+) -> tuple[Tensor, Tensor]:
+    """The Gaussian of a move of a rectified flow under a diffusion that is the same at all levels.
+
+    With ``dt = sigma' - sigma < 0``, ``clean = x - sigma v`` and
+    ``score = -(x - (1 - sigma) clean) / sigma^2``, ``mean = x + v dt - eta^2 score dt / 2`` and
+    ``std = eta sqrt(-dt)``.
+
+    Args:
+        x: ``[B, ...]`` latent before the move, ``(1 - sigma) clean + sigma noise``.
+        velocity: ``[B, ...]`` the (guided) output of the network, noise minus clean.
+        sigma: ``[B]`` level before the move, in (0, 1].
+        sigma_next: ``[B]`` level after it, smaller.
+        noise_level: eta (published: 0.3 for pictures); 0 gives the Euler step of the ODE.
+
+    Returns:
+        mean ``[B, ...]`` and std ``[B]``, float32.
+
+    References:
+        DanceGRPO 2505.07818, released code.
+    """
+    x, velocity = x.float(), velocity.float()
+    before, dt = sigma.float(), sigma_next.float() - sigma.float()
+    clean = x - wide(before, x) * velocity
+    score = -(x - wide(1 - before, x) * clean) / wide(before.square(), x)
+    mean = x + wide(dt, x) * velocity - noise_level**2 / 2 * wide(dt, x) * score
+    return mean, noise_level * (-dt).sqrt()
+
+
 def wide(per_row: Tensor, like: Tensor) -> Tensor:
     """``[B]`` float32 with as many axes as ``like`` has, to be multiplied with it row by row."""
     return per_row.float().view(-1, *[1] * (like.ndim - 1))

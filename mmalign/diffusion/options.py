@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+LongPrompts = Literal["error", "truncate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +17,7 @@ class Options:
         num_frames: Frames of a clip; None for the model's own.
         max_sequence_length: Tokens of the text encoder where the pipeline leaves them open.
         resize: Whether pictures of another size are converted and resized.
+        long_prompts: What becomes of a prompt that is longer than a text encoder reads.
         cache: Folder for the answers of frozen parts, or None.
     """
 
@@ -21,6 +25,7 @@ class Options:
     num_frames: int | None = None
     max_sequence_length: int | None = None
     resize: bool = False
+    long_prompts: LongPrompts = "error"
     cache: str | None = None
 
     def text_length(self, natural: int) -> int:

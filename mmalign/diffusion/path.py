@@ -26,7 +26,7 @@ from mmalign.functional import gaussian_kl, gaussian_log_collision
 from mmalign.protocols import AGAINST, Likelihood, Want
 from mmalign.types import Output, Prompt, Scores, Trajectory
 
-KNOWN: Want = frozenset({"kl", "kl_forward", "log_collision", "features"})
+KNOWN: Want = AGAINST | {"log_collision", "features"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,13 +140,13 @@ class PathAdapter:
         """Log-density of every recorded move, nats per latent element.
 
         Raises:
-            ValueError: Something is wanted that a Gaussian move does not have, or a KL without
-                a reference.
+            ValueError: Something is wanted that a Gaussian move does not have, or what compares
+                with a reference without one.
         """
         if want - KNOWN:
             raise ValueError(f"a denoising path offers {sorted(KNOWN)}, not {sorted(want - KNOWN)}")
         if want & AGAINST and against is None:
-            raise ValueError("the exact kl needs the reference network")
+            raise ValueError(f"{sorted(want & AGAINST)} needs the reference network")
         device = next(model.parameters()).device
         mask = trajectory.mask.to(device)
         # Only what is scored is computed: masked moves cost nothing and cannot make a NaN.
@@ -156,14 +156,13 @@ class PathAdapter:
         at = {k: v.to(device)[row, step] for k, v in trajectory.stepwise.items()}
         prompts = {k: v.to(device) for k, v in trajectory.static.items()}
         asked = Asked(prompts=prompts, prompt_of=trajectory.prompt_of.to(device)[row])
-        mean, std = self._move(model, at, asked)
+        prediction = self._prediction(model, at, asked)
+        mean, std = self._move(prediction, at)
         found = {"log_probs": density(at["next"], mean, std)}
         if against is not None and want & AGAINST:
             with torch.no_grad():
-                reference, _ = self._move(against, at, asked)
-            divergence = gaussian_kl(mean, reference, wide(std, mean), latent_dims=mean.ndim - 1)
-            # Of one deviation, so that both directions are the same.
-            found |= dict.fromkeys(want & AGAINST, divergence)
+                other = self._prediction(against, at, asked)
+            found |= self._compared(prediction, other, at, want & AGAINST)
         if "log_collision" in want:
             found["log_collision"] = gaussian_log_collision(std)
         if "features" in want:
@@ -194,27 +193,39 @@ class PathAdapter:
             kl=nothing if "kl" in want else None,
             kl_forward=nothing if "kl_forward" in want else None,
             log_collision=nothing.detach() if "log_collision" in want else None,
+            prediction_distance=nothing if "prediction_distance" in want else None,
             features=wide if "features" in want else None,
         )
 
-    def _move(self, model: nn.Module, at: dict[str, Tensor], asked: Asked) -> tuple[Tensor, Tensor]:
+    def _compared(
+        self, prediction: Tensor, other: Tensor, at: dict[str, Tensor], want: Want
+    ) -> dict[str, Tensor]:
+        """What `AGAINST` names, of predictions of the policy and of the reference."""
+        (mean, std), (reference, _) = self._move(prediction, at), self._move(other, at)
+        divergence = gaussian_kl(mean, reference, wide(std, mean), latent_dims=mean.ndim - 1)
+        # Of one deviation, so that both directions are the same.
+        found = {"kl": divergence, "kl_forward": divergence}
+        found["prediction_distance"] = (prediction - other).square().flatten(1).mean(1)
+        return {name: value for name, value in found.items() if name in want}
+
+    def _prediction(self, model: nn.Module, at: dict[str, Tensor], asked: Asked) -> Tensor:
         settings = self.settings.denoising
-        prediction = guided(
-            self.family, model, at["latent"], at["timestep"], asked, settings=settings
-        )
+        return guided(self.family, model, at["latent"], at["timestep"], asked, settings=settings)
+
+    def _move(self, prediction: Tensor, at: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        amount = self.settings.denoising.amount
         return self.family.process.move(
-            at["latent"], prediction, at["level"], at["level_next"], settings.amount
+            at["latent"], prediction, at["level"], at["level_next"], amount
         )
 
     def _mask(self, scored: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """``[P, T]``: the moves with a density, thinned to `step_fraction`."""
-        every = scored.repeat(len(generators), 1)
         if self.settings.step_fraction == 1:
-            return every
-        possible = scored.nonzero().squeeze(1)
-        count = max(1, round(self.settings.step_fraction * len(possible)))
-        mask = torch.zeros_like(every)
+            return scored
+        mask = torch.zeros_like(scored)
         for row, generator in enumerate(generators):
+            possible = scored[row].nonzero().squeeze(1)
+            count = max(1, round(self.settings.step_fraction * len(possible)))
             mask[row, possible[torch.randperm(len(possible), generator=generator)[:count]]] = True
         return mask
 

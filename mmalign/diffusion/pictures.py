@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmalign.diffusion.buckets import Size, covering, nearest
 from mmalign.diffusion.families import Family
 from mmalign.diffusion.latents import Latents
 from mmalign.fingerprints import content_key
@@ -21,13 +22,16 @@ from mmalign.types import Output
 LatentDraw = Literal["mean", "sample"]
 
 
-def checked(output: Output, where: str, latents: Latents) -> list[Image.Image]:
-    """A recorded output as RGB pictures of the model's size: the frames of a clip, or one.
+def checked(
+    output: Output, where: str, latents: Latents, *, sizes: Sequence[Size]
+) -> list[Image.Image]:
+    """A recorded output as RGB pictures of a size that is asked for: a clip's frames, or one.
 
     Args:
         output: What is recorded.
         where: What messages call its place.
         latents: What the model draws.
+        sizes: Heights and widths that are welcome.
 
     Raises:
         ValueError: It is no picture (no clip of the model's length), or `fitted` refuses it.
@@ -45,27 +49,34 @@ def checked(output: Output, where: str, latents: Latents) -> list[Image.Image]:
             f"{where}: the clip has {len(frames)} frames and the model draws {latents.frames}; "
             "prepare the data at that length or set num_frames"
         )
-    return [fitted(frame, where, latents) for frame in frames if not isinstance(frame, str)]
+    return [
+        fitted(frame, where, latents, sizes=sizes) for frame in frames if not isinstance(frame, str)
+    ]
 
 
-def fitted(picture: Image.Image, where: str, latents: Latents) -> Image.Image:
-    """A picture as RGB of the model's size.
+def fitted(
+    picture: Image.Image, where: str, latents: Latents, *, sizes: Sequence[Size]
+) -> Image.Image:
+    """A picture as RGB of a welcome size.
+
+    With ``resize`` another picture is scaled until it covers the size of the nearest shape, and cut
+    at its edges.
 
     Raises:
-        ValueError: It has other channels or another size than the model's and ``resize`` is off.
+        ValueError: It has other channels or another size and ``resize`` is off.
     """
-    height, width = latents.size
     if latents.resize:
-        return picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        return covering(picture, nearest((picture.height, picture.width), sizes))
     if picture.mode != "RGB":
         raise ValueError(
             f"{where}: the picture has the channels {picture.mode}, not RGB; convert it or set "
             "resize=true"
         )
-    if picture.size != (width, height):
+    if (picture.height, picture.width) not in sizes:
+        welcome = ", ".join(f"{width} x {height}" for height, width in sizes)
         raise ValueError(
             f"{where}: the picture is {picture.size[0]} x {picture.size[1]} pixels and the model "
-            f"draws {width} x {height}; prepare the data at that size or set resize=true"
+            f"draws {welcome}; prepare the data at that size or set resize=true"
         )
     return picture
 
@@ -86,9 +97,12 @@ def encode(
 
     Args:
         latents: Holds the VAE.
-        outputs: The frames of each, RGB, of the model's size; one where it is a picture.
+        outputs: The frames of each, RGB, all of one size; one where it is a picture.
         noise: ``[B, ...]`` for a draw from the VAE's posterior; None for its mean.
         rows_per_forward: Outputs encoded at a time.
+
+    Raises:
+        ValueError: The VAE says of an output what is no number.
     """
     pixels = [torch.from_numpy(np.stack([np.array(f) for f in frames])) for frames in outputs]
     if latents.frames is None:
@@ -104,6 +118,12 @@ def encode(
 
     found = latents.posteriors([content_key(value) for value in pixels], answer)
     latent = found["mean"]
+    bad = (~latent.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"the VAE's latents of {len(bad)} of {len(outputs)} pictures are not finite, first of "
+            f"picture {bad[0]}; it overflows: use dtype float32 or bfloat16"
+        )
     if noise is not None:
         latent = latent + found["std"] * noise.to(latent.device)
     return latents.to_latents(latent)

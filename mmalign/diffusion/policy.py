@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmalign import lora as lora_module
@@ -33,11 +33,25 @@ class DiffusionPolicy:
         eta: Randomness of DDIM's moves; None for 1 on a path and 0 under the bound, where sampling
             is then deterministic but for the initial noise.
         step_fraction: Path: share of the moves that is scored.
+        shared_start: Path: whether the pictures of a prompt begin with the same noise.
+        window: Path: how many moves in a row are random and scored, the others being those of the
+            deterministic sampler; None for all.
+        window_start: Path: the first of them; None to draw it anew for every prompt.
         draws: Bound: (timestep, noise) draws of a prompt.
         timestep_range: Bound: noise levels drawn from, as fractions; 0 is clean, 1 is noise.
         timestep_draw: Bound: their density.
+        timestep_weight: Bound: what the error at a level counts. "constant" is Diffusion-DPO's;
+            "min_snr" takes weight from levels with little noise.
+        snr_gamma: Bound: of "min_snr", the ratio of signal to noise where it begins.
+        offset_noise: Bound: deviation of noise that is one number a channel, shared by the sides of
+            a pair; 0 for none.
+        prompt_dropout: Bound: probability that a prompt is scored as if it were empty, on both
+            sides of a pair and by the reference alike.
         latent: Bound: the VAE's mean, or a draw, for recorded pictures.
-        resize: Convert and resize given pictures instead of refusing them.
+        resize: Convert given pictures, scale them to cover the size and cut off what stands over,
+            instead of refusing them.
+        buckets: Bound: heights and widths that recorded pictures may have, where they are not all
+            of one size; both sides of a pair must be of one bucket.
         size: Side of the pictures in pixels, or height and width; None for the model's own.
         max_sequence_length: Tokens of the T5 encoder of PixArt; None for 300.
         lora: LoRA settings, or None for full fine-tuning of the network.
@@ -45,6 +59,8 @@ class DiffusionPolicy:
             keeping what they gave: a third more work, and much less memory.
         rows_per_forward: Rows in one call while sampling, encoding and decoding.
         dtype: Precision of the weights.
+        long_prompts: Whether a prompt that is longer than a text encoder reads is an error, or is
+            read in part ("truncate"), which is counted and said.
         cache: Folder in which answers of VAE and text encoders are kept for later epochs and runs;
             None to keep the last ones in memory. What is in it may be deleted at any time.
     """
@@ -55,17 +71,26 @@ class DiffusionPolicy:
     guidance_scale: float = 5.0
     eta: float | None = None
     step_fraction: float = 1.0
+    shared_start: bool = False
+    window: int | None = None
+    window_start: int | None = None
     draws: int = 1
     timestep_range: tuple[float, float] = (0.0, 1.0)
     timestep_draw: Literal["uniform", "logit_normal"] = "uniform"
+    timestep_weight: Literal["constant", "min_snr"] = "constant"
+    snr_gamma: float = 5.0
+    offset_noise: float = 0.0
+    prompt_dropout: float = 0.0
     latent: Literal["mean", "sample"] = "mean"
     resize: bool = False
+    buckets: tuple[tuple[int, int], ...] = ()
     size: int | tuple[int, int] | None = None
     max_sequence_length: int | None = None
     lora: LoRA | None = None
     gradient_checkpointing: bool = False
     rows_per_forward: int = 64
     dtype: DType = "float32"
+    long_prompts: Literal["error", "truncate"] = "error"
     cache: str | None = None
 
     def load(self) -> Policy:
@@ -92,14 +117,25 @@ class FlowPolicy:
         likelihood: As in `DiffusionPolicy`.
         steps: Denoising moves of a picture.
         guidance_scale: Classifier-free guidance of sampling (and of scoring a path); 1 for none.
-        noise_level: The factor a of the stochastic flow; None for 0.7 on a path and 0 (the Euler
-            steps of the ODE) under the bound.
+        sde: Which diffusion makes a path stochastic: "marginal" grows with the level (Flow-GRPO),
+            "constant" does not (DanceGRPO).
+        noise_level: How strong it is, a of "marginal" and eta of "constant"; None for 0.7 and 0.3
+            on a path, and 0 (the Euler steps of the ODE) under the bound.
         step_fraction: Path: share of the moves that is scored.
+        shared_start: Path: whether the pictures of a prompt begin with the same noise.
+        window: Path: how many moves in a row are random and scored, the others being those of the
+            deterministic sampler; None for all.
+        window_start: Path: the first of them; None to draw it anew for every prompt.
         draws: Bound: (timestep, noise) draws of a prompt.
         timestep_range: Bound: noise levels drawn from, as fractions; 0 is clean, 1 is noise.
         timestep_draw: Bound: their density; logit-normal as flows are trained.
+        offset_noise: As in `DiffusionPolicy`.
+        prompt_dropout: As in `DiffusionPolicy`.
         latent: Bound: the VAE's mean, or a draw, for recorded pictures.
-        resize: Convert and resize given pictures instead of refusing them.
+        resize: Convert given pictures, scale them to cover the size and cut off what stands over,
+            instead of refusing them.
+        buckets: Bound: heights and widths that recorded pictures may have, where they are not all
+            of one size; both sides of a pair must be of one bucket.
         size: Side of the pictures in pixels, or height and width; None for the model's own.
         num_frames: Frames of a clip; None for the model's own number, and for pictures.
         max_sequence_length: Tokens of the text encoder whose length is open; None for the
@@ -109,6 +145,8 @@ class FlowPolicy:
             keeping what they gave: a third more work, and much less memory.
         rows_per_forward: Rows in one call while sampling, encoding and decoding.
         dtype: Precision of the weights.
+        long_prompts: Whether a prompt that is longer than a text encoder reads is an error, or is
+            read in part ("truncate"), which is counted and said.
         cache: Folder in which answers of VAE and text encoders are kept for later epochs and runs;
             None to keep the last ones in memory. What is in it may be deleted at any time.
     """
@@ -117,13 +155,20 @@ class FlowPolicy:
     likelihood: Literal["path", "elbo"] = "elbo"
     steps: int = 10
     guidance_scale: float = 4.5
+    sde: Literal["marginal", "constant"] = "marginal"
     noise_level: float | None = None
     step_fraction: float = 1.0
+    shared_start: bool = False
+    window: int | None = None
+    window_start: int | None = None
     draws: int = 1
     timestep_range: tuple[float, float] = (0.0, 1.0)
     timestep_draw: Literal["uniform", "logit_normal"] = "logit_normal"
+    offset_noise: float = 0.0
+    prompt_dropout: float = 0.0
     latent: Literal["mean", "sample"] = "mean"
     resize: bool = False
+    buckets: tuple[tuple[int, int], ...] = ()
     size: int | tuple[int, int] | None = None
     num_frames: int | None = None
     max_sequence_length: int | None = None
@@ -131,6 +176,7 @@ class FlowPolicy:
     gradient_checkpointing: bool = False
     rows_per_forward: int = 64
     dtype: DType = "float32"
+    long_prompts: Literal["error", "truncate"] = "error"
     cache: str | None = None
 
     def load(self) -> Policy:
@@ -141,10 +187,12 @@ class FlowPolicy:
         """
         from mmalign.diffusion.processes import Flow
 
-        amount = _amount(self.noise_level, default=0.7, likelihood=self.likelihood)
+        default = {"marginal": 0.7, "constant": 0.3}[self.sde]
+        amount = _amount(self.noise_level, default=default, likelihood=self.likelihood)
         family = load_family(self.model, _options(self), dtype=self.dtype)
         if not isinstance(family.process, Flow):
             raise ValueError(f"{self.model!r} is a diffusion, not a flow; use `type: diffusion`")
+        family = replace(family, process=replace(family.process, sde=self.sde))
         return _policy(family, self, _denoising(self, amount))
 
 
@@ -210,6 +258,7 @@ def _options(spec: DiffusionPolicy | FlowPolicy) -> Options:
         num_frames=spec.num_frames if isinstance(spec, FlowPolicy) else None,
         max_sequence_length=spec.max_sequence_length,
         resize=spec.resize,
+        long_prompts=spec.long_prompts,
         cache=spec.cache,
     )
 
@@ -222,10 +271,14 @@ def _denoising(spec: DiffusionPolicy | FlowPolicy, amount: float) -> Denoising:
         guidance_scale=spec.guidance_scale,
         amount=amount,
         rows_per_forward=spec.rows_per_forward,
+        shared_start=spec.shared_start,
+        window=spec.window,
+        window_start=spec.window_start,
     )
 
 
 def _policy(family: Family, spec: DiffusionPolicy | FlowPolicy, denoising: Denoising) -> Policy:
+    from mmalign.diffusion.draws import DrawSettings
     from mmalign.diffusion.elbo import ElboAdapter, ElboSettings
     from mmalign.diffusion.path import PathAdapter, PathSettings
 
@@ -236,11 +289,18 @@ def _policy(family: Family, spec: DiffusionPolicy | FlowPolicy, denoising: Denoi
     else:
         bound = ElboSettings(
             denoising=denoising,
-            draws=spec.draws,
-            timestep_range=spec.timestep_range,
-            timestep_draw=spec.timestep_draw,
+            drawing=DrawSettings(
+                draws=spec.draws,
+                timestep_range=spec.timestep_range,
+                timestep_draw=spec.timestep_draw,
+                offset_noise=spec.offset_noise,
+                prompt_dropout=spec.prompt_dropout,
+            ),
             latent=spec.latent,
+            buckets=spec.buckets,
         )
+        if isinstance(spec, DiffusionPolicy):
+            bound = replace(bound, timestep_weight=spec.timestep_weight, snr_gamma=spec.snr_gamma)
         adapter = ElboAdapter(family=family, settings=bound)
     return Policy(adapter=adapter, model=_trainable_network(family, spec))
 

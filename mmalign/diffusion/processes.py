@@ -12,10 +12,18 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from mmalign.diffusion.moves import Prediction, ddim_move, flow_sde_move, wide
+from mmalign.diffusion.moves import (
+    Prediction,
+    clean_and_noise,
+    ddim_move,
+    flow_constant_move,
+    flow_sde_move,
+    wide,
+)
 
 TimestepDraw = Literal["uniform", "logit_normal"]
 Spacing = Literal["scheduler", "even"]
+SDE = Literal["marginal", "constant"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +58,10 @@ class Process(Protocol):
 
     def target(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """What a perfect network would answer."""
+        ...
+
+    def clean(self, x: Tensor, prediction: Tensor, level: Tensor) -> Tensor:
+        """The clean latent that the network expects of ``x``."""
         ...
 
     def move(
@@ -102,6 +114,10 @@ class Diffusion:
             return wide(level, clean).sqrt() * noise - (1 - wide(level, clean)).sqrt() * clean
         return clean
 
+    def clean(self, x: Tensor, prediction: Tensor, level: Tensor) -> Tensor:
+        """By ``prediction_type``."""
+        return clean_and_noise(x, prediction, level, prediction_type=self.prediction_type)[0]
+
     def move(
         self, x: Tensor, prediction: Tensor, level: Tensor, level_next: Tensor, amount: float
     ) -> tuple[Tensor, Tensor]:
@@ -127,12 +143,15 @@ class Flow:
             None where the scheduler's own shift is fixed.
         spacing: Where the levels lie before they are shifted: "scheduler" from sigma_max to
             sigma_min, "even" at 1, (n - 1)/n, ... 1/n. It is what the pipeline itself does.
+        sde: Which diffusion makes the flow stochastic: "marginal", that of Flow-GRPO, which grows
+            with the level, or "constant", that of DanceGRPO. Both keep the flow's marginals.
     """
 
     scheduler: Any = field(repr=False)
     num_train_timesteps: int
     mu: float | None = None
     spacing: Spacing = "scheduler"
+    sde: SDE = "marginal"
 
     def schedule(self, steps: int) -> Schedule:
         """The scheduler's own sigmas, shifted as it shifts them."""
@@ -154,11 +173,16 @@ class Flow:
         """The velocity, the same at every level."""
         return noise - clean
 
+    def clean(self, x: Tensor, prediction: Tensor, level: Tensor) -> Tensor:
+        """``x - sigma v``."""
+        return x.float() - wide(level, x) * prediction.float()
+
     def move(
         self, x: Tensor, prediction: Tensor, level: Tensor, level_next: Tensor, amount: float
     ) -> tuple[Tensor, Tensor]:
         """A move of the stochastic flow; ``amount`` is its noise level."""
-        return flow_sde_move(x, prediction, sigma=level, sigma_next=level_next, noise_level=amount)
+        taken = flow_sde_move if self.sde == "marginal" else flow_constant_move
+        return taken(x, prediction, sigma=level, sigma_next=level_next, noise_level=amount)
 
 
 def draw_quantiles(

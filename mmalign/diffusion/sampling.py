@@ -29,12 +29,20 @@ class Denoising:
             halves the work.
         amount: Randomness of the moves: DDIM's eta, or the noise level of a flow.
         rows_per_forward: Rows in one call of the network while sampling.
+        shared_start: Whether the rows of a prompt begin with the same noise.
+        window: How many moves in a row are random, the others being those of the deterministic
+            sampler; None for all.
+        window_start: The first of them, counted from 0; None to draw it anew for every prompt, the
+            same for all its rows.
     """
 
     steps: int
     guidance_scale: float
     amount: float
     rows_per_forward: int = 64
+    shared_start: bool = False
+    window: int | None = None
+    window_start: int | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.rows_per_forward < 1:
@@ -45,6 +53,30 @@ class Denoising:
             raise ValueError(f"guidance_scale={self.guidance_scale} must be at least 1 (none)")
         if self.amount < 0:
             raise ValueError(f"the randomness of the moves must not be negative; got {self.amount}")
+        if self.window is None:
+            if self.window_start is not None:
+                raise ValueError("window_start says where a window begins; set `window` too")
+            return
+        first = self.window_start or 0
+        if self.window < 1 or first < 0 or first + self.window > self.steps:
+            raise ValueError(
+                f"a window of {self.window} moves from move {first} on does not fit into "
+                f"{self.steps} steps"
+            )
+
+    def random_moves(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """``[P, T]`` bool: which moves of each prompt may be random; draws the window's place."""
+        every = torch.ones(len(generators), self.steps, dtype=torch.bool)
+        if self.window is None:
+            return every
+        number = torch.arange(self.steps)
+        for row, generator in enumerate(generators):
+            first = self.window_start
+            if first is None:
+                places = self.steps - self.window + 1
+                first = int(torch.randint(places, (1,), generator=generator))
+            every[row] = (number >= first) & (number < first + self.window)
+        return every
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +85,7 @@ class Walk:
 
     Attributes:
         latents: ``[B, T + 1, ...]`` float32; the last is the clean latent.
-        scored: ``[T]`` bool, where a move was random enough to have a density.
+        scored: ``[P, T]`` bool, which moves were random enough to have a density.
         log_probs: ``[B, T]`` float32 log-density of the moves, nats per latent element; 0 where
             they have none.
     """
@@ -94,7 +126,11 @@ def conditions(family: Family, prompts: Sequence[Prompt], settings: Denoising) -
         return family.embed(texts_of(prompts))
     found = family.embed(texts_of(prompts, pictures=1))
     given = [
-        [pictures.fitted(prompt.images[0], f"prompt {row}", family.latents)]
+        [
+            pictures.fitted(
+                prompt.images[0], f"prompt {row}", family.latents, sizes=(family.latents.size,)
+            )
+        ]
         for row, prompt in enumerate(prompts)
     ]
     picture = pictures.encode(
@@ -175,17 +211,21 @@ def walk(
         settings: How.
         group_size: Rows of each prompt.
         generators: One per prompt.
+
+    Raises:
+        ValueError: A latent is not finite.
     """
     device = next(model.parameters()).device
     schedule = family.process.schedule(settings.steps)
     shape = (group_size, *family.latents.shape)
     prompt_of = torch.arange(len(generators)).repeat_interleave(group_size)
     asked = Asked(prompts=prompts, prompt_of=prompt_of)
+    may = settings.random_moves(generators)
 
     def noise() -> Tensor:
         return torch.cat([torch.randn(shape, generator=g) for g in generators]).to(device)
 
-    latents, scored, log_probs = [noise()], [], []
+    latents, scored, log_probs = [_start(family, settings, group_size, generators, device)], [], []
     for step in range(len(schedule.timestep)):
         timestep, level, after = (
             value[step].to(device).expand(len(prompt_of))
@@ -195,14 +235,45 @@ def walk(
         mean, std = family.process.move(latents[-1], answer, level, after, settings.amount)
         # All rows are at one level, so one deviation speaks for all.
         random = bool(std[0] >= MIN_STD)
-        scored.append(random)
-        latents.append(mean + wide(std, mean) * noise() if random else mean)
-        log_probs.append(density(latents[-1], mean, std) if random else torch.zeros_like(std))
+        scored.append(may[:, step] & random)
+        taken = mean + wide(std, mean) * noise() if random else mean
+        if not bool(may[:, step].all()):
+            still, _ = family.process.move(latents[-1], answer, level, after, 0.0)
+            here = may[prompt_of, step].to(device)
+            taken = torch.where(wide(here, mean) > 0, taken, still)
+        latents.append(taken)
+        log_probs.append(density(taken, mean, std) if random else torch.zeros_like(std))
+    found = torch.stack(latents, dim=1)
+    _require_finite(found, group_size)
     return Walk(
-        latents=torch.stack(latents, dim=1),
-        scored=torch.tensor(scored),
-        log_probs=torch.stack(log_probs, dim=1),
+        latents=found, scored=torch.stack(scored, dim=1), log_probs=torch.stack(log_probs, dim=1)
     )
+
+
+def _start(
+    family: Family,
+    settings: Denoising,
+    group_size: int,
+    generators: Sequence[torch.Generator],
+    device: torch.device,
+) -> Tensor:
+    """The noise ``[B, ...]`` that walks begin with."""
+    rows = 1 if settings.shared_start else group_size
+    shape = (rows, *family.latents.shape)
+    drawn = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(device)
+    return drawn.repeat_interleave(group_size // rows, 0)
+
+
+def _require_finite(latents: Tensor, group_size: int) -> None:
+    """Stop where ``[B, T + 1, ...]`` latents have become no numbers: nobody can learn from them."""
+    bad = (~latents.flatten(2).isfinite().all(2)).nonzero()
+    if len(bad):
+        row, step = bad[0].tolist()
+        raise ValueError(
+            f"the latent of prompt {row // group_size} (row {row}) is not finite after move {step} "
+            "of sampling; the network overflows: use dtype float32 or bfloat16, or go back to a "
+            "checkpoint from before its weights went astray"
+        )
 
 
 def density(after: Tensor, mean: Tensor, std: Tensor) -> Tensor:

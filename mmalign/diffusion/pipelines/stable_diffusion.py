@@ -38,6 +38,7 @@ def stable_diffusion(pipe: Any, options: Options) -> Family:
         ),
         text_size=int(pipe.unet.config.cross_attention_dim),
         predict=predict,
+        any_size=True,
     )
 
 
