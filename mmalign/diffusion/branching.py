@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmalign.diffusion import pictures
 from mmalign.diffusion.moves import MIN_STD, wide
+from mmalign.diffusion.processes import Schedule
 from mmalign.diffusion.sampling import Asked, density, guided
 from mmalign.types import Output
 
@@ -47,26 +48,11 @@ class Fork:
     outputs: Sequence[Output]
 
 
-@torch.no_grad()
-def forks(
-    family: Family,
-    model: nn.Module,
-    prompts: Conditioning,
-    *,
-    settings: Denoising,
-    candidates: int,
-    first_step: int,
-    judge: Judge,
-    generators: Sequence[torch.Generator],
-) -> list[Fork]:
-    """The forked steps of one walk a prompt.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forking:
+    """Walks that fork, one a prompt.
 
-    From step ``first_step`` on every step that has a density is taken ``candidates`` times. What a
-    candidate will become is judged: the clean latent that the network predicts from it at the next
-    timestep, or the candidate itself after the last step. The walk goes on from a candidate drawn
-    at random, good or bad, so that later steps start where the policy itself would be.
-
-    Args:
+    Attributes:
         family: The pipeline.
         model: Its network.
         prompts: ``[P, ...]`` by name.
@@ -76,55 +62,96 @@ def forks(
         judge: See `Judge`.
         generators: One per prompt.
     """
-    device = next(model.parameters()).device
-    schedule = family.process.schedule(settings.steps)
-    count, shape = len(generators), family.latents.shape
 
-    def noise(rows: int) -> Tensor:
-        drawn = [torch.randn((rows, *shape), generator=g) for g in generators]
-        return torch.stack(drawn).to(device)
+    family: Family
+    model: nn.Module
+    prompts: Conditioning
+    settings: Denoising
+    candidates: int
+    first_step: int
+    judge: Judge
+    generators: Sequence[torch.Generator]
 
-    def ask(latent: Tensor, step: int) -> Tensor:
-        prompt_of = torch.arange(count).repeat_interleave(len(latent) // count)
-        time = schedule.timestep[step].to(device).expand(len(latent))
-        asked = Asked(prompts=prompts, prompt_of=prompt_of)
-        return guided(family, model, latent, time, asked, settings=settings)
+    @torch.no_grad()
+    def forks(self) -> list[Fork]:
+        """The forked steps.
 
-    found: list[Fork] = []
-    latent = noise(1).flatten(0, 1)
-    answer = ask(latent, 0)
-    for step in range(settings.steps):
-        level, after = (
-            v[step].to(device).expand(count) for v in (schedule.level, schedule.level_next)
-        )
-        mean, std = family.process.move(latent, answer, level, after, settings.amount)
-        random, last = bool(std[0] >= MIN_STD), step + 1 == settings.steps
-        if step < first_step or not random:
-            latent = mean + wide(std, mean) * noise(1).flatten(0, 1) if random else mean
-            answer = answer if last else ask(latent, step + 1)
-            continue
-        each = mean.repeat_interleave(candidates, 0)
-        spread = std.repeat_interleave(candidates)
-        drawn = each + wide(spread, each) * noise(candidates).flatten(0, 1)
-        answers = drawn if last else ask(drawn, step + 1)
-        told = 0.0 if last else float(schedule.timestep[step + 1])
-        clean = drawn
-        if not last:
-            clean = family.process.clean(drawn, answers, after.repeat_interleave(candidates))
-        outputs = pictures.decode(family, clean, rows_per_forward=settings.rows_per_forward)
-        found.append(
-            Fork(
-                latent=latent,
-                after=drawn.unflatten(0, (count, candidates)),
-                log_probs=density(drawn, each, spread).view(count, candidates),
-                timestep=float(schedule.timestep[step]),
-                level=float(schedule.level[step]),
-                level_next=float(schedule.level_next[step]),
-                reward=judge(outputs, told).view(count, candidates),
-                outputs=outputs,
+        From step ``first_step`` on every step that has a density is taken K times. What a candidate
+        will become is judged: the clean latent that the network predicts from it at the next
+        timestep, or the candidate itself after the last step. The walk goes on from a candidate
+        drawn at random, good or bad, so that later steps start where the policy itself would be.
+        """
+        process, count = self.family.process, len(self.generators)
+        schedule, found = process.schedule(self.settings.steps), list[Fork]()
+        latent = self._noise(1)
+        answer = self._ask(latent, schedule, 0)
+        for step in range(self.settings.steps):
+            level, after = (
+                v[step].to(latent.device).expand(count)
+                for v in (schedule.level, schedule.level_next)
             )
+            mean, std = process.move(latent, answer, level, after, self.settings.amount)
+            random = bool(std[0] >= MIN_STD)
+            if step < self.first_step or not random:
+                latent = mean + wide(std, mean) * self._noise(1) if random else mean
+                answer = self._ask(latent, schedule, step + 1)
+                continue
+            each = mean.repeat_interleave(self.candidates, 0)
+            spread = std.repeat_interleave(self.candidates)
+            drawn = each + wide(spread, each) * self._noise(self.candidates)
+            answers = self._ask(drawn, schedule, step + 1)
+            log_probs = density(drawn, each, spread)
+            found.append(self._judged(latent, drawn, answers, log_probs, schedule, step))
+            kept = self._one_each(drawn.device)
+            latent, answer = drawn[kept], answers[kept]
+        return found
+
+    def _noise(self, rows: int) -> Tensor:
+        """``[P rows, ...]``, each prompt's from its own generator."""
+        shape = (rows, *self.family.latents.shape)
+        device = next(self.model.parameters()).device
+        return torch.cat([torch.randn(shape, generator=g) for g in self.generators]).to(device)
+
+    def _ask(self, latent: Tensor, schedule: Schedule, step: int) -> Tensor:
+        """The network's prediction before a step; nobody reads the one behind the last."""
+        if step == self.settings.steps:
+            return torch.zeros_like(latent)
+        rows = len(latent) // len(self.generators)
+        prompt_of = torch.arange(len(self.generators)).repeat_interleave(rows)
+        time = schedule.timestep[step].to(latent.device).expand(len(latent))
+        asked = Asked(prompts=self.prompts, prompt_of=prompt_of)
+        return guided(self.family, self.model, latent, time, asked, settings=self.settings)
+
+    def _judged(
+        self,
+        latent: Tensor,
+        drawn: Tensor,
+        answers: Tensor,
+        log_probs: Tensor,
+        schedule: Schedule,
+        step: int,
+    ) -> Fork:
+        last, shape = step + 1 == self.settings.steps, (len(self.generators), self.candidates)
+        clean, told = drawn, 0.0
+        if not last:
+            told = float(schedule.timestep[step + 1])
+            level = schedule.level_next[step].to(drawn.device).expand(len(drawn))
+            clean = self.family.process.clean(drawn, answers, level)
+        rows = self.settings.rows_per_forward
+        outputs = pictures.decode(self.family, clean, rows_per_forward=rows)
+        return Fork(
+            latent=latent,
+            after=drawn.unflatten(0, shape),
+            log_probs=log_probs.view(shape),
+            timestep=float(schedule.timestep[step]),
+            level=float(schedule.level[step]),
+            level_next=float(schedule.level_next[step]),
+            reward=self.judge(outputs, told).view(shape),
+            outputs=outputs,
         )
-        chosen = [int(torch.randint(candidates, (1,), generator=g)) for g in generators]
-        kept = torch.tensor(chosen, device=device) + candidates * torch.arange(count, device=device)
-        latent, answer = drawn[kept], answers[kept]
-    return found
+
+    def _one_each(self, device: torch.device) -> Tensor:
+        """``[P]`` the number of a random candidate of each prompt among all ``P K``."""
+        count = self.candidates
+        chosen = [int(torch.randint(count, (1,), generator=g)) for g in self.generators]
+        return torch.tensor(chosen, device=device) + count * torch.arange(len(chosen)).to(device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmalign import distributed, pairing, rng
-from mmalign.diffusion.branching import Fork, forks
+from mmalign.diffusion.branching import Fork, Forking
 from mmalign.diffusion.path import PathAdapter
 from mmalign.diffusion.sampling import conditions
 from mmalign.epochs import WalkingSource, Where, weightless
@@ -65,16 +65,16 @@ class StepPairSource(WalkingSource):
         settings = self.adapter.settings.denoising
         static = conditions(self.adapter.family, prompts, settings)
         with self.policy.autocast():
-            found = forks(
-                self.adapter.family,
-                self.policy.model,
-                static,
+            found = Forking(
+                family=self.adapter.family,
+                model=self.policy.model,
+                prompts=static,
                 settings=settings,
                 candidates=self.spec.candidates,
                 first_step=self.spec.first_step,
                 judge=lambda outputs, time: self._judged(prompts, outputs, time),
                 generators=generators,
-            )
+            ).forks()
         if not found:
             raise ValueError(
                 f"no step from first_step={self.spec.first_step} on has a density; begin earlier"
