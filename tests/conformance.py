@@ -249,6 +249,8 @@ OBJECTIVES: dict[str, Objective] = {
 FEWER = {
     "anchored": {"text", "flow_elbo"},
     "cdpo_critical": {"lvlm", "flow_path"},
+    "mpo": {"text", "diffusion_elbo", "flow_path"},
+    "tdpo2": {"text", "lvlm_several_images", "ar_image", "flow_path"},
     "wpo": {"text", "ar_image", "diffusion_path"},
 }
 """Objectives that are tried on these adapters alone: their arithmetic is that of another line."""

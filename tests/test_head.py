@@ -27,7 +27,6 @@ WANTS = [
     for want in itertools.combinations(("entropy", "kl", "top_k_mass"), size)
 ]
 WANTS += [
-    frozenset({"log_collision"}),
     frozenset({"kl_forward"}),
     frozenset({"kl_forward", "kl", "top_k_mass", "log_collision"}),
 ]
