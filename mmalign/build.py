@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -10,9 +12,9 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from mmalign import invariants, references, rng
 from mmalign.objectives import KTO
-from mmalign.policy import ValueHead
-from mmalign.protocols import AGAINST
-from mmalign.run import Run
+from mmalign.policy import Policy, ValueHead
+from mmalign.protocols import AGAINST, Reference
+from mmalign.run import PolicySpec, Run
 from mmalign.trainer import Trainer
 from mmalign.unpaired import UnpairedSource
 
@@ -34,17 +36,9 @@ def build(run: Run) -> Trainer:
         ],
     )
     torch.manual_seed(rng.seed_of(run.seed, "initialisation"))
-    policy = run.policy.load()
+    policy = policy_of(run)
     policy.model.to(accelerator.device)
-    start = getattr(getattr(run.policy, "lora", None), "path", None)
-    reference = None
-    if run.objective.needs & (AGAINST | {"reference"}):
-        reference = references.chosen(run.reference, policy, start=start).build(policy)
-    elif run.reference is not None:
-        raise ValueError(
-            f"a reference is given and {type(run.objective).__name__} with these settings reads "
-            "none; remove `reference`, or give the objective its KL term"
-        )
+    reference = _reference(run, policy)
     if "values" in run.objective.needs:
         policy.scorer.critic = ValueHead(policy.adapter.feature_size).to(accelerator.device)
     invariants.parts_fit(
@@ -65,3 +59,31 @@ def build(run: Run) -> Trainer:
     return Trainer(
         run=run, policy=policy, reference=reference, source=source, accelerator=accelerator
     )
+
+
+def policy_of(run: Run) -> Policy:
+    """The policy of a run, which knows how another model is loaded as it was."""
+    policy = run.policy.load()
+    policy.like = lambda path: _like(run.policy, path).load()
+    return policy
+
+
+def _reference(run: Run, policy: Policy) -> Reference | None:
+    if isinstance(run.reference, references.NoReference):
+        run.reference.check(run.objective)
+        return None
+    if run.objective.needs & (AGAINST | {"reference"}):
+        start = getattr(getattr(run.policy, "lora", None), "path", None)
+        return references.chosen(run.reference, policy, start=start).build(policy)
+    if run.reference is not None:
+        raise ValueError(
+            f"a reference is given and {type(run.objective).__name__} with these settings reads "
+            "none; remove `reference`, or give the objective its KL term"
+        )
+    return None
+
+
+def _like(spec: Any, path: str) -> PolicySpec:
+    """The settings of a policy, of another model and without its LoRA."""
+    found: PolicySpec = replace(spec, model=path, lora=None)
+    return found

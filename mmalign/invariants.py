@@ -19,10 +19,13 @@ from mmalign.objectives.weighted import WPO
 from mmalign.optim import CRITIC
 from mmalign.policy import Policy
 from mmalign.protocols import AGAINST, Likelihood, Objective, Reference
+from mmalign.references import MovingReference
 from mmalign.types import Batch, Trajectory
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 5e-2}
 """How far two computations of one log-prob may lie apart, nats per step, by the weights' dtype."""
+CLEARLY_MOVED = 1e-2
+"""How far a policy is from its start, nats, that a reference cannot have failed to follow."""
 RATIO_OBJECTIVES_NEED = "exact"
 
 
@@ -192,25 +195,44 @@ def has_signal(batch: Batch) -> bool:
 
 
 class ReferenceWatch:
-    """Remembers what the reference said of a few rows, to see later that it has not moved."""
+    """Remembers what the reference said of a few rows, to see later whether it has moved.
+
+    A fixed one must not have, and one that follows the policy must.
+    """
 
     def __init__(self, reference: Reference, trajectory: Trajectory) -> None:
         self.reference = reference
         self.rows = trajectory.rows(torch.arange(min(2, len(trajectory))))
         self.before = reference.scores(self.rows).clone()
+        self.moves = _moves(reference)
+        self.sums = _sums(reference)
 
     def check(self, policy: Policy) -> CheckLine:
-        """The reference says the same as before; the policy need not."""
+        """What the reference says now, against what it said before and what the policy says."""
         now = self.reference.scores(self.rows)
         with torch.no_grad():
             mine = policy.adapter.scores(policy.model, self.rows).log_probs
         moved = float((now - self.before).abs().max())
         apart = float((mine - now).abs().max())
-        return CheckLine(
-            name="reference has not moved",
-            ok=moved <= 1e-6 * max(1.0, float(self.before.abs().max())),
-            detail=f"it moved by {moved:.2g} nats; the policy is {apart:.2g} nats away from it",
-        )
+        detail = f"it moved by {moved:.2g} nats; the policy is {apart:.2g} nats away from it"
+        if _moves(self.reference) == self.moves:
+            allowed = 1e-6 * max(1.0, float(self.before.abs().max()))
+            return CheckLine(name="reference has not moved", ok=moved <= allowed, detail=detail)
+        # Where the policy itself is where it was there is nothing to follow.
+        stayed = float((mine - self.before).abs().max()) < CLEARLY_MOVED
+        followed = stayed or not torch.equal(self.sums, _sums(self.reference))
+        return CheckLine(name="reference follows the policy", ok=followed, detail=detail)
+
+
+def _moves(reference: Reference) -> int:
+    return reference.moves if isinstance(reference, MovingReference) else 0
+
+
+def _sums(reference: Reference) -> Tensor:
+    """The sum of each tensor that a moving reference consists of."""
+    if not isinstance(reference, MovingReference):
+        return torch.zeros(0)
+    return torch.stack([value.double().sum() for value in reference.tensors().values()])
 
 
 def require(line: CheckLine) -> None:

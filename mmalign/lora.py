@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 DEFAULT_NAME = "policy"
+Factors = tuple[Tensor, Tensor]
+"""``[out, r]`` and ``[r, in]``: a LoRA adds their product to a weight; the first has its scale."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +172,31 @@ def scaling(model: nn.Module, name: str) -> dict[str, float]:
         for key, layer in model.named_modules()
         if isinstance(layer, _layer_class()) and name in layer.scaling
     }
+
+
+@torch.no_grad()
+def factors(model: nn.Module, name: str) -> dict[str, Factors]:
+    """What the LoRA ``name`` adds to each layer's weight, as factors, by layer.
+
+    Raises:
+        ValueError: It adds something else than a product of matrices to a linear layer.
+    """
+    found = {}
+    for key, layer in model.named_modules():
+        if not isinstance(layer, _layer_class()) or name not in layer.scaling:
+            continue
+        if name not in layer.lora_A or not isinstance(layer.lora_A[name], nn.Linear):
+            raise ValueError(f"the LoRA of {key} is of no linear layer, so it cannot be averaged")
+        down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+        if name in layer.lora_variant or layer.lora_B[name].bias is not None:
+            raise ValueError(f"the LoRA of {key} is more than a product B A: it cannot be averaged")
+        found[key] = (layer.scaling[name] * up.float(), down.detach().float())
+    return found
+
+
+def carries(layer: nn.Module) -> bool:
+    """Whether the module is a layer that LoRAs were attached to."""
+    return isinstance(layer, _layer_class())
 
 
 def disable(model: nn.Module) -> None:

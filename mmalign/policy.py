@@ -79,6 +79,8 @@ class Policy:
         self.scorer = Scorer(adapter, model.eval(), critic)
         self.wrapped: nn.Module = self.scorer
         self.autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+        # Loads another model, whole, with this one's settings; a run knows them and sets it.
+        self.like: Callable[[str], Policy] | None = None
 
     @property
     def model(self) -> nn.Module:

@@ -113,7 +113,7 @@ class Contrasting(Protocol):
 
 @runtime_checkable
 class Reference(Protocol):
-    """A fixed distribution the policy is held to."""
+    """A distribution the policy is held to: fixed, or following the policy (`Following`)."""
 
     def scores(self, trajectory: Trajectory) -> Tensor:
         """``[B, T]`` float32 log-probs, without gradient."""
@@ -121,6 +121,26 @@ class Reference(Protocol):
 
     def fingerprint(self) -> str:
         """Changes whenever the reference's outputs may change."""
+        ...
+
+
+@runtime_checkable
+class Following(Protocol):
+    """What follows the policy's weights through a run: part of the run's state.
+
+    A reference that moves is a `Reference` and this.
+    """
+
+    def after_update(self, step: int) -> None:
+        """Take in the policy as it is after update ``step`` (from 1), made or skipped."""
+        ...
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Everything that `after_update` changes, by name; the run's own, not to be written to."""
+        ...
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from what `tensors` gave."""
         ...
 
 

@@ -64,6 +64,10 @@ REFERENCES = {
     "lora_off": "mmalign.references:LoRAOff",
     "named_lora": "mmalign.references:NamedLoRA",
     "recorded": "mmalign.references:Recorded",
+    "soup": "mmalign.references:Soup",
+    "ema": "mmalign.references:EMA",
+    "sync": "mmalign.references:Sync",
+    "none": "mmalign.references:NoReference",
 }
 SOURCES = {
     "preferences": "mmalign.sources:Preferences",

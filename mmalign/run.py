@@ -84,6 +84,22 @@ class SourceSpec(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WeightEMA:
+    """The moving average of the policy's weights, which is then what is judged and saved.
+
+    Attributes:
+        decay: Upper bound of the decay after n updates, ``min((1 + n) / (10 + n), decay)``; the
+            default is that of diffusers' EMAModel.
+    """
+
+    decay: float = 0.9999
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"training.ema: decay={self.decay} must be in [0, 1)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
     """How the loop runs.
 
@@ -108,6 +124,7 @@ class Training:
         mixed_precision: Passed to accelerate. float16 would need its loss scaled, and a skipped
             update would leave the scale behind; use bf16.
         max_bad_updates: Stop at so many non-finite updates in a row; fewer are skipped and counted.
+        ema: Judge and save a moving average of the weights instead of the last ones; None for no.
         trackers: accelerate trackers: "tensorboard", "wandb", "trackio".
     """
 
@@ -128,6 +145,7 @@ class Training:
     keep_checkpoints: int = 2
     mixed_precision: Literal["no", "bf16"] = "no"
     max_bad_updates: int = 1
+    ema: WeightEMA | None = None
     trackers: tuple[str, ...] = ()
 
 

@@ -68,6 +68,8 @@ def save(trainer: Trainer) -> None:
     distributed.barrier()
     if distributed.is_main():
         writer.tensors("policy", {k: p.data for k, p in trainer.parameters.items()})
+        for part, follower in trainer.followers.items():
+            writer.tensors(part, follower.tensors())
         inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         writer.tensors("optimizer", optimizer_tensors(inner, trainer.parameters))
         writer.json(
@@ -154,6 +156,8 @@ def _load_weights(trainer: Trainer, found: Checkpoint) -> None:
             parameter.copy_(tensors[name])
     inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     restore_optimizer(inner, trainer.parameters, found.tensors("optimizer"))
+    for part, follower in trainer.followers.items():
+        follower.load_tensors(found.tensors(part))
 
 
 def _same_settings(trainer: Trainer, before: dict[str, Any]) -> None:

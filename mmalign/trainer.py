@@ -11,23 +11,25 @@ for batch in source:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from tqdm import tqdm
 
 from mmalign import distributed, invariants, references
+from mmalign.ema import AveragedWeights
 from mmalign.evaluation import evaluated
 from mmalign.interrupt import Interrupted, Wishes
 from mmalign.log import RunFolder, Sums, summed
 from mmalign.optim import optimizer_of, set_learning_rate
 from mmalign.policy import Policy
-from mmalign.protocols import AGAINST, ON_REQUEST, Reference, Remembering, Source
-from mmalign.run import Run
+from mmalign.protocols import AGAINST, ON_REQUEST, Following, Reference, Remembering, Source
+from mmalign.run import Run, WeightEMA
 from mmalign.scoring import Scoring
 from mmalign.speed import Meter, keep_freed_memory, progress_line, useful
 from mmalign.state import Progress, restore, save, save_bad_batch
@@ -73,6 +75,7 @@ class Trainer:
             run=run, policy=policy, reference=reference, autocast=accelerator.autocast
         )
         self.progress = Progress()
+        self.followers = _followers(reference, self.parameters, run.training.ema)
         self.watch: invariants.ReferenceWatch | None = None
         self.gradient_seen = False
         self.wishes = Wishes()
@@ -287,6 +290,8 @@ class Trainer:
     def _after_update(self, metrics: dict[str, float], *, is_last: bool) -> None:
         progress, training = self.progress, self.run.training
         progress.step += 1
+        for follower in self.followers.values():
+            follower.after_update(progress.step)
         progress.updates_done += 1
         if progress.updates_done >= training.updates_per_batch:
             progress.buffer = None
@@ -311,21 +316,40 @@ class Trainer:
     def _evaluate(self) -> None:
         if self.run.evaluation is None:
             return
-        evaluated(
-            self.policy,
-            self.run.evaluation,
-            self.folder,
-            step=self.progress.step,
-            seed=self.run.seed,
-        )
+        with self._as_judged():
+            evaluated(
+                self.policy,
+                self.run.evaluation,
+                self.folder,
+                step=self.progress.step,
+                seed=self.run.seed,
+            )
+
+    def _as_judged(self) -> AbstractContextManager[None]:
+        """Within, the policy has the weights that are judged and saved."""
+        average = self.followers.get("ema")
+        return average.used() if isinstance(average, AveragedWeights) else nullcontext()
 
     def _finish(self) -> Path:
         if self.watch is not None:
             invariants.require(self.watch.check(self.policy))
         target = self.folder.path / "model"
         if distributed.is_main():
-            self.policy.save(target)
+            with self._as_judged():
+                self.policy.save(target)
         if self.run.training.trackers:
             self.accelerator.end_training()
         distributed.barrier()
         return target
+
+
+def _followers(
+    reference: Reference | None, parameters: Mapping[str, nn.Parameter], ema: WeightEMA | None
+) -> dict[str, Following]:
+    """What follows the policy's weights, by the name of its part in a checkpoint."""
+    found: dict[str, Following] = {}
+    if isinstance(reference, Following):
+        found["reference"] = reference
+    if ema is not None:
+        found["ema"] = AveragedWeights(parameters, ema)
+    return found

@@ -13,6 +13,7 @@ import torch
 
 from mmalign import config, references, rng
 from mmalign.benchmarks import Measured, write_lines
+from mmalign.build import policy_of
 from mmalign.commands.benchmarking import lines
 from mmalign.commands.targets import load_policy, load_run
 from mmalign.data import File
@@ -113,14 +114,10 @@ def beginning(run: Run, device: torch.device) -> tuple[Policy, Reference]:
     a reference that the run never had.
     """
     torch.manual_seed(rng.seed_of(run.seed, "initialisation"))
-    policy = run.policy.load()
+    policy = policy_of(run)
     policy.model.to(device)
     path = getattr(getattr(run.policy, "lora", None), "path", None)
-    spec = references.chosen(run.reference, policy, start=path)
-    # Scores on disk are of the training data; what they were computed from scores these pairs.
-    inner = spec.of if isinstance(spec, references.Recorded) else spec
-    assert inner is not None
-    return policy, inner.build(policy)
+    return policy, references.at_start(run.reference, policy, start=path).build(policy)
 
 
 def beta_of(run: Run) -> float:

@@ -15,8 +15,8 @@ from core_parts import EarlyLetters, training
 
 from mmalign import distributed
 from mmalign.objectives import AOT, BCO, DPO, GRPO, KTO, AOTUnpaired, LatentEM
-from mmalign.references import Recorded
-from mmalign.run import Evaluation, Run
+from mmalign.references import EMA, Recorded
+from mmalign.run import Evaluation, Run, WeightEMA
 from mmalign.sources import Mixed
 from mmalign.tinyworld.data import TinyWorld
 from mmalign.trainer import Interrupted
@@ -49,6 +49,12 @@ def runs(model: str, folder: Path) -> dict[str, Run]:
             alone,
             reference=Recorded(folder=str(folder / "scores")),
             output=str(folder / "recorded"),
+        ),
+        # The reference and what is saved follow the policy.
+        "following": training(
+            replace(alone, reference=EMA(decay=0.5), output=str(folder / "following")),
+            ema=WeightEMA(decay=0.5),
+            steps=3,
         ),
         "online": training(online, rows_per_microbatch=2),
         "grpo": training(grpo, rows_per_microbatch=3, updates_per_batch=3, steps=4),

@@ -135,11 +135,13 @@ def training(run: Run, **changes: Any) -> Run:
 
 
 def tensors_of(trainer: Trainer) -> dict[str, Tensor]:
-    """Copies of everything an update moves: parameters, moments, step counters."""
+    """Copies of everything an update moves: parameters, moments, step counters, followers."""
     found = {name: p.detach().clone() for name, p in trainer.parameters.items()}
     for name, parameter in trainer.parameters.items():
         for key, value in trainer.optimizer.state.get(parameter, {}).items():
             found[f"{name}|{key}"] = value.clone()
+    for part, follower in trainer.followers.items():
+        found |= {f"{part}|{name}": value.clone() for name, value in follower.tensors().items()}
     return found
 
 

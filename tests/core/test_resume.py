@@ -18,7 +18,8 @@ import pytest
 import torch
 from core_parts import offline, same, stop_after, tensors_of, trace, training
 
-from mmalign.run import Run
+from mmalign.references import EMA, Sync
+from mmalign.run import Run, WeightEMA
 from mmalign.sources import Mixed
 from mmalign.trainer import Interrupted, Trainer
 
@@ -39,6 +40,19 @@ def mixed(model: str, output: Path) -> Run:
     return replace(online, policy=policy, source=Mixed(parts=(recorded.source, online.source)))
 
 
+def following(model: str, output: Path) -> Run:
+    """The reference follows what the LoRA makes; a moving average of the weights is saved."""
+    return training(
+        replace(offline(model, output), reference=EMA(decay=0.5)), ema=WeightEMA(decay=0.6)
+    )
+
+
+def synced(model: str, output: Path) -> Run:
+    """Full fine-tuning in bfloat16, the reference a copy that is mixed in after updates 2 and 4."""
+    run = replace(offline(model, output), reference=Sync(alpha=0.6, every=2))
+    return replace(run, policy=replace(run.policy, lora=None, dtype="bfloat16"))
+
+
 CASES: dict[str, tuple[Any, dict[str, Any], int]] = {
     # Six pairs in batches of four: epochs of two updates, the second one smaller.
     "mid-epoch": (offline, {"steps": 5}, 1),
@@ -48,6 +62,8 @@ CASES: dict[str, tuple[Any, dict[str, Any], int]] = {
     "inside a rollout buffer": (core_parts.grpo, {"steps": 6, "updates_per_batch": 4}, 2),
     "critic": (core_parts.ppo, {"steps": 5, "updates_per_batch": 2}, 3),
     "online buffer": (core_parts.online, {"steps": 4, "updates_per_batch": 4}, 1),
+    "moving average": (following, {"steps": 4}, 2),
+    "synced reference": (synced, {"steps": 5, "learning_rate": 1e-3}, 3),
     "mixture": (mixed, {"steps": 4}, 2),
 }
 
