@@ -110,6 +110,22 @@ def odd_beta(objective: Objective, *, likelihood: Likelihood) -> str | None:
     return None
 
 
+def meaning_of_beta(objective: Objective, *, likelihood: Likelihood) -> str | None:
+    """What a beta multiplies where log-probs are bounds; None where there is nothing to say.
+
+    Code for denoisers differs by a factor of two here, and nothing fails when it is missed.
+    """
+    if likelihood != "bound" or not isinstance(objective, PairObjective | KTO | APOZeroUnpaired):
+        return None
+    if isinstance(objective, PairObjective) and not objective.reads_reference:
+        return None
+    return (
+        f"beta={objective.beta:g} multiplies log-ratios of minus one half of a mean squared error "
+        "over latent elements: the factor 1/2 is inside, as in the code of Diffusion-DPO, whose "
+        "beta is 5000; beside code without the factor, take twice its beta"
+    )
+
+
 def same_at_start(log_probs: Tensor, batch: Batch, *, dtype: torch.dtype) -> CheckLine:
     """The untrained policy agrees with its reference: KL 0, log 2 for sigmoid DPO."""
     assert batch.reference is not None

@@ -137,6 +137,9 @@ class Trainer:
             # Evaluations of a run that ended before its first update would count as this one's.
             self.folder.forget_after(-1)
             save_resolved(self.run, self.folder.path / "config.yaml")
+            note = invariants.meaning_of_beta(self.objective, likelihood=self.policy.likelihood)
+            if note is not None:
+                self.folder.append("notes.jsonl", {"step": 0, "note": note})
         distributed.barrier()
 
     def _updates(self) -> Iterator[tuple[Batch, bool]]:

@@ -14,8 +14,15 @@ from mmalign.log import RunFolder
 
 def train(name: str, overrides: Sequence[str], *, resume: bool) -> None:
     """Train, then say where the model is and what the judges think."""
+    # Imports accelerate, which `mmalign --help` does not have to wait for.
+    from mmalign import invariants
+
     run = load_run(name, overrides)
-    model = run.train(resume=resume)
+    trainer = run.build()
+    note = invariants.meaning_of_beta(run.objective, likelihood=trainer.policy.likelihood)
+    if note is not None and distributed.is_main():
+        click.echo(note)
+    model = trainer.train(resume=resume)
     if not distributed.is_main():
         return
     for line in rises(Path(run.output)):

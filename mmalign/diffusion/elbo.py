@@ -90,11 +90,6 @@ class ElboAdapter:
             raise ValueError("timestep_weight=min_snr is of diffusions; leave it out for a flow")
         latents = family.latents
         buckets.check_buckets(settings.buckets, latents.unit)
-        if settings.buckets and not family.any_size:
-            raise ValueError(
-                f"{type(family.pipe).__name__} is told the size of a picture beside its latent, so "
-                "it takes one size a run; set `size` instead of `buckets`"
-            )
         self.sizes = settings.buckets or (latents.size,)
         extents = [latents.extent(size) for size in (*settings.buckets, latents.size)]
         # Where latents are stored, whatever part of it a picture fills.

@@ -53,7 +53,8 @@ class Predict(Protocol):
 
         Args:
             model: The network, or what stands in its place.
-            latent: ``[B, *shape]`` in the network's precision.
+            latent: ``[B, *shape]`` in the network's precision, or of another height and width
+                where there are buckets: what depends on the size is read off it.
             timestep: ``[B]`` as the process counts.
             given: Conditions by name, ``[B, ...]``.
         """
@@ -78,8 +79,6 @@ class Family:
             "picture" ``[P, *shape]``, a latent.
         lora_targets: What "all-linear" means for a LoRA: a regular expression on module names.
         settings: What else predictions depend on, in words.
-        any_size: Whether latents of another size can be scored with all else as it is: nothing
-            that the network is told depends on the size but the latent itself.
     """
 
     pipe: Any = field(repr=False)
@@ -93,7 +92,6 @@ class Family:
     edits: bool = False
     lora_targets: str = LORA_TARGETS
     settings: str = ""
-    any_size: bool = False
 
     def describe(self) -> str:
         """Everything but weights that predictions and moves depend on."""

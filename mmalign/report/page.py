@@ -205,6 +205,8 @@ def _facts(run: RunRecord) -> dict[str, str]:
         found["learning rate"] = f"{training['learning_rate']:g}"
     if "seed" in settings:
         found["seed"] = settings["seed"]
+    for record in run.notes:
+        found["note"] = record["note"]
     if run.seconds:
         found["time"] = f"{run.seconds:.0f} s"
     return {key: str(value) for key, value in found.items()}

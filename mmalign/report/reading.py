@@ -32,6 +32,7 @@ class RunRecord:
             them; in order.
         config: The resolved config as text.
         settings: The same as data.
+        notes: What the run said of its settings when it began: ``note``, with ``step``.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class RunRecord:
     sampled: Mapping[int, Sequence[Record]]
     config: str
     settings: Record
+    notes: Sequence[Record]
 
     @property
     def before(self) -> Sequence[Record]:
@@ -92,6 +94,7 @@ def read(folder: Path) -> RunRecord:
         sampled={step: _samples(folder, step) for step in _spread(steps)},
         config=text,
         settings=settings,
+        notes=_lines(folder / "notes.jsonl"),
     )
 
 

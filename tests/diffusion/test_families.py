@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from peft import PeftModel
 from torch import Tensor
 
+from mmalign.diffusion import DiffusionPolicy, FlowPolicy
 from mmalign.lora import LoRA
 from mmalign.policy import Policy
 from mmalign.prompts import frames_of
@@ -35,6 +36,13 @@ def prompts_of(kind: str) -> list[Prompt]:
 def policy_of(kind: str) -> Policy:
     """The policy of a kind under the bound, which no test changes."""
     return TinyPipeline(kind=kind).load()
+
+
+def policy_of_size(kind: str, size: tuple[int, int]) -> Policy:
+    """The same at another size."""
+    spec = FlowPolicy if KINDS[kind].flow else DiffusionPolicy
+    options = {**KINDS[kind].options, "size": size}
+    return spec(model=folder_of(kind), **options).load()
 
 
 def family_of(policy: Policy) -> Any:
@@ -193,3 +201,28 @@ def test_a_trained_pipeline_loads(kind: str, tmp_path: Path) -> None:
     pipe = DiffusionPipeline.from_pretrained(str(tmp_path))
     theirs = unpacked(pipe, called(pipe, kind, "latent"), family_of(policy).latents.shape)
     torch.testing.assert_close(drawn.stepwise["latent"][:, 0], theirs, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "kind", ["stable_diffusion_xl", "pixart_sigma", "sana", "flux", "qwen_image"]
+)
+def test_another_size_is_read_off_the_latent(kind: str) -> None:
+    """Buckets: what a network is told beside the latent fits the latent, not the run's size.
+
+    The policy of one size, given latents of another, predicts what the policy of that size does.
+    """
+    mine = family_of(policy_of(kind))
+    unit = mine.latents.unit
+    other = policy_of_size(kind, (2 * unit, 4 * unit))
+    told = family_of(other)
+    assert told.latents.shape != mine.latents.shape
+    draw = torch.Generator().manual_seed(0)
+    latent = torch.randn((2, *told.latents.shape), generator=draw)
+    given = dict(mine.embed(list(TEXTS)))
+    if kind == "flux":
+        given["guidance"] = torch.full((2,), 3.0)
+    time = torch.tensor([500.0, 500.0])
+    with torch.no_grad():
+        found = mine.predict(other.model, latent, time, given)
+        expected = told.predict(other.model, latent, time, given)
+    torch.testing.assert_close(found, expected)

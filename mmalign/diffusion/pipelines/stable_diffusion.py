@@ -38,7 +38,6 @@ def stable_diffusion(pipe: Any, options: Options) -> Family:
         ),
         text_size=int(pipe.unet.config.cross_attention_dim),
         predict=predict,
-        any_size=True,
     )
 
 

@@ -64,7 +64,6 @@ def stable_diffusion_3(pipe: Any, options: Options) -> Family:
         text_size=int(config.joint_attention_dim),
         predict=predict,
         settings=f"{length} tokens of the T5",
-        any_size=True,
     )
 
 

@@ -23,8 +23,7 @@ def stable_diffusion_xl(pipe: Any, options: Options) -> Family:
     """
     no_text_length(options)
     latents = unet_latents(pipe, options, scaling=normalised)
-    # Original size, crop and target size, as the pipeline gives them where nothing is said.
-    size_ids = torch.tensor([*latents.size, 0, 0, *latents.size])
+    factor = latents.size[0] // latents.shape[-2]
     readers = [
         Reader(tokenizer=t, limit=t.model_max_length, encoder=f"the {which} text encoder")
         for t, which in ((pipe.tokenizer, "first"), (pipe.tokenizer_2, "second"))
@@ -40,6 +39,9 @@ def stable_diffusion_xl(pipe: Any, options: Options) -> Family:
         return {name: torch.zeros_like(value) for name, value in embed([""]).items()}
 
     def predict(model: nn.Module, latent: Tensor, timestep: Tensor, given: Conditioning) -> Tensor:
+        height, width = (side * factor for side in latent.shape[-2:])
+        # Original size, crop and target size, as the pipeline gives them where nothing is said.
+        size_ids = torch.tensor([height, width, 0, 0, height, width])
         added = {
             "text_embeds": given["pooled"].to(latent.dtype),
             "time_ids": size_ids.to(latent).expand(len(latent), -1),
