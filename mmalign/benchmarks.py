@@ -19,7 +19,8 @@ import torch
 from mmalign import rng
 from mmalign.data import images
 from mmalign.data.formats import RowError
-from mmalign.data.tables import JsonLines, Table, open_table
+from mmalign.data.opening import open_table
+from mmalign.data.tables import JsonLines, Table
 from mmalign.evaluation import half_width
 from mmalign.policy import Policy
 from mmalign.types import Message, Prompt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def show(
     """Write the page and say what is on it."""
     from mmalign.report.gallery import Limits, write_gallery
 
-    out = source.path.with_name(f"{source.path.stem}.gallery.html") if output is None else output
+    stem = re.sub(r"[*?\[\]{},]+", "_", source.path.stem)  # of a pattern
+    out = source.path.with_name(f"{stem}.gallery.html") if output is None else output
     limits = Limits(rows=rows, megabytes=max_mb, side=side)
     shown = write_gallery(source, out, limits=limits, seed=seed)
     click.echo(f"{shown.sentence} {out.stat().st_size / 1e6:.1f} MB, needs nothing beside it:")

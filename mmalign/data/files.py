@@ -15,6 +15,8 @@ from PIL.Image import Image
 from mmalign import rng
 from mmalign.data import images
 from mmalign.data.formats import FORMATS, Dropped, FormatName, Row, RowError, detect
+from mmalign.data.grouping import grouped
+from mmalign.data.opening import open_table
 from mmalign.data.rankings import LISTS, RankingRow, ranking_row
 from mmalign.data.records import (
     COLUMNS,
@@ -31,7 +33,7 @@ from mmalign.data.records import (
     preference_row,
     prompt_row,
 )
-from mmalign.data.tables import Table, open_table
+from mmalign.data.tables import Table
 from mmalign.types import Labelled, Output, Preference, Prompt, Ranking
 
 _log = logging.getLogger(__name__)
@@ -42,13 +44,14 @@ Record = TypeVar("Record", Prompt, Preference, tuple[Prompt, Output], Labelled, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """A JSONL, JSON or parquet file.
+    """A JSONL, JSON or parquet file, a tar shard, a folder of pictures, or a pattern of several.
 
     Rows have the columns ``prompt``, ``chosen``, ``rejected`` (strings or conversations),
     ``images``, ``chosen_images``, ``rejected_images`` and ``margin``; see `mmalign.data.records`.
 
     Attributes:
-        path: The file.
+        path: The file or folder; a pattern such as ``train-*.parquet`` or ``{000..012}.tar`` reads
+            several as one.
         images: The folder that picture paths are relative to and may not leave; None for the
             file's own.
         format: Whose columns the file has; auto decides by the first row.
@@ -126,7 +129,7 @@ class File:
         path = Path(self.path)
         rows = Rows(
             settings=self,
-            table=open_table(path),
+            table=grouped(open_table(path), self.format),
             folder=path.parent if self.images is None else Path(self.images),
             convert=convert,
             opened=opened,

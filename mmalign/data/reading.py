@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from mmalign.data.formats import FORMATS, Row, RowError, detect
+from mmalign.data.grouping import grouped
+from mmalign.data.opening import open_table
 from mmalign.data.records import COLUMNS
-from mmalign.data.tables import open_table
 
 Kind = Literal["preferences", "demonstrations", "prompts"]
 
@@ -54,7 +55,7 @@ class Reader:
         if place.format != "auto" and place.format not in FORMATS:
             raise ValueError(f"format {place.format!r} is not one of auto, {', '.join(FORMATS)}")
         self.place = place
-        self._table = open_table(place.path)
+        self._table = grouped(open_table(place.path), place.format)
         self._format = place.format
 
     def __len__(self) -> int:

@@ -1,10 +1,12 @@
-"""Rows of JSONL, JSON and parquet files, one at a time, with the place of each for messages."""
+"""Rows of JSONL, JSON and parquet files, one at a time, with the place of each for messages.
+
+Which file is read by what, and the other containers, are in `mmalign.data.opening`.
+"""
 
 from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +27,10 @@ class Table(Protocol):
         Raises:
             RowError: The row is malformed.
         """
+        ...
+
+    def column(self, key: str) -> list[Any]:
+        """One column of all rows; None where a row lacks it or is malformed."""
         ...
 
     def where(self, number: int) -> str:
@@ -60,6 +66,10 @@ class JsonLines:
             file.seek(self.starts[number])
             return _object(file.read(self.lengths[number]))
 
+    def column(self, key: str) -> list[Any]:
+        """One column; None where a row lacks it or is malformed."""
+        return column_of(self, key)
+
     def where(self, number: int) -> str:
         """``file:line``."""
         return f"{self.path}:{self.numbers[number]}"
@@ -84,6 +94,10 @@ class JsonList:
     def read(self, number: int) -> Row:
         """The row at this position of the list."""
         return _as_row(self.rows[number])
+
+    def column(self, key: str) -> list[Any]:
+        """One column; None where a row lacks it or is malformed."""
+        return column_of(self, key)
 
     def where(self, number: int) -> str:
         """``file, row n``, counted from 1."""
@@ -121,29 +135,27 @@ class Parquet:
         row: Row = self.table[number].to_pylist()[0]
         return {k: v.isoformat() if isinstance(v, date) else v for k, v in row.items()}
 
+    def column(self, key: str) -> list[Any]:
+        """One column, no other one read; None where it is null, or there is no such column."""
+        if key not in self.table.column_names:
+            return [None] * len(self)
+        found: list[Any] = self.table.select_columns([key])[:].column(key).to_pylist()
+        return found
+
     def where(self, number: int) -> str:
         """``file, row n``, counted from 1."""
         return f"{self.path}, row {number + 1}"
 
 
-TABLES: Mapping[str, Callable[[Path], Table]] = {
-    ".jsonl": JsonLines,
-    ".json": JsonList,
-    ".parquet": Parquet,
-}
-
-
-def open_table(path: Path) -> Table:
-    """The rows of a file, by its ending.
-
-    Raises:
-        ValueError: No such file, another ending, or the file as a whole is unreadable.
-    """
-    if path.suffix not in TABLES:
-        raise ValueError(f"{path}: data files end in {', '.join(TABLES)}")
-    if not path.is_file():
-        raise ValueError(f"there is no data file {path} (looked in {Path.cwd()})")
-    return TABLES[path.suffix](path)
+def column_of(table: Table, key: str) -> list[Any]:
+    """One column, row by row; None where a row lacks it or is malformed."""
+    found = []
+    for number in range(len(table)):
+        try:
+            found.append(table.read(number).get(key))
+        except RowError:
+            found.append(None)
+    return found
 
 
 def parsed(text: bytes) -> Any:

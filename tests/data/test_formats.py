@@ -121,6 +121,41 @@ SWIFT_MESSAGES = {
     "rejected_messages": messages("<image>Which colour?", "Blue."),
     "rejected_images": ["red.png"],
 }
+PICK_A_PIC = {
+    "are_different": True,
+    "best_image_uid": "a",
+    "caption": "red",
+    "has_label": True,
+    "label_0": 1.0,
+    "label_1": 0.0,
+    "model_0": "x",
+    "num_example_per_prompt": 2,
+    "jpg_0": "red.png",
+    "jpg_1": "blue.png",
+}
+HPD_TRAIN = {
+    "prompt": "red",
+    "file_path": ["blue.png", "red.png"],
+    "human_preference": [0, 1],
+    "user_hash": "u",
+}
+HPD_TEST = {
+    "prompt": "red",
+    "image_path": ["green.png", "blue.png", "red.png"],
+    "rank": [1, 2, 0],
+    "raw_annotations": [{"rank": [1, 2, 0], "user_hash": "u"}],
+}
+IMAGE_REWARD = {
+    "prompt": "red",
+    "generations": ["green.png", "red.png", "blue.png"],
+    "ranking": [2, 1, 3],
+}
+PICTURES: list[tuple[FormatName, dict[str, Any]]] = [
+    ("pick_a_pic", PICK_A_PIC),
+    ("hpd_v2", HPD_TRAIN),
+    ("hpd_v2", HPD_TEST),
+    ("image_reward", IMAGE_REWARD),
+]
 PREFERENCES: list[tuple[FormatName, dict[str, Any]]] = [
     ("rlaif_v", RLAIF_V),
     ("rlhf_v", RLHF_V),
@@ -512,6 +547,106 @@ def test_bad_demonstration_is_named(folder: Path, row: dict[str, Any], message: 
     with pytest.raises(ValueError) as caught:
         File(path=path).demonstrations()
     assert f"{path}:1: " in str(caught.value) and message in str(caught.value)
+
+
+@pytest.fixture
+def pictures(folder: Path) -> Path:
+    for colour in ("blue", "green"):
+        (folder / f"{colour}.png").write_bytes(png(colour))
+    return folder
+
+
+@pytest.mark.parametrize(("name", "row"), PICTURES)
+def test_pictures_as_published(pictures: Path, name: FormatName, row: dict[str, Any]) -> None:
+    """Red is preferred, or ranked first; blue is the other, or ranked last."""
+    assert detect(row) == name
+    settings = File(path=file_of(pictures, row))
+    (found,) = settings.preferences()
+    assert found.prompt.content == "red"
+    assert isinstance(found.chosen, Image.Image) and isinstance(found.rejected, Image.Image)
+    assert (found.chosen.getpixel((0, 0)), found.rejected.getpixel((0, 0))) == (RED, BLUE)
+    if name != "pick_a_pic":
+        (ranked,) = settings.rankings()
+        best = ranked.completions[ranked.scores.index(max(ranked.scores))]
+        assert isinstance(best, Image.Image) and best.getpixel((0, 0)) == RED
+
+
+BAD_PICTURES: list[tuple[dict[str, Any], str]] = [
+    ({**PICK_A_PIC, "label_0": 0.7}, "label_0 is 0.7; it must be 1, 0 or 0.5"),
+    ({**PICK_A_PIC, "label_1": 1.0}, "label_0 is 1 and label_1 is 1.0; their sum must be 1"),
+    ({k: v for k, v in PICK_A_PIC.items() if k != "caption"}, "'caption' is not among"),
+    ({**HPD_TRAIN, "human_preference": [1]}, "'human_preference' must be a list of 2 numbers"),
+    ({**HPD_TEST, "rank": [0, "1", 2]}, "rank[1] must be a number, not '1'"),
+    ({**HPD_TEST, "image_path": "red.png"}, "'image_path' must be a list"),
+    ({**IMAGE_REWARD, "ranking": [1, 2]}, "'ranking' must be a list of 3 numbers"),
+    ({**IMAGE_REWARD, "generations": ["gone.png", "red.png", "blue.png"]}, "missing image"),
+]
+
+
+@pytest.mark.parametrize(("row", "message"), BAD_PICTURES)
+def test_bad_pictures_are_named(pictures: Path, row: dict[str, Any], message: str) -> None:
+    path = file_of(pictures, row)
+    with pytest.raises(ValueError) as caught:
+        File(path=path).rankings() if "gone" in str(row) else File(path=path).preferences()
+    assert f"{path}:1: " in str(caught.value) and message in str(caught.value)
+
+
+def test_ties_of_pictures_are_counted(pictures: Path) -> None:
+    tie = {**PICK_A_PIC, "label_0": 0.5, "label_1": 0.5}
+    unlabelled = {**PICK_A_PIC, "has_label": False, "label_0": None, "label_1": None}
+    rows = File(path=file_of(pictures, PICK_A_PIC, tie, unlabelled)).preferences()
+    assert rows.dropped == {"ties": 1, "unlabelled pairs": 1}
+    equal_ranks = {**HPD_TEST, "rank": [1, 1, 1]}
+    assert File(path=file_of(pictures, HPD_TEST, equal_ranks)).preferences().dropped == {"ties": 1}
+
+
+def drawn(asked_for: str, picture: str, rank: int, **changes: Any) -> dict[str, Any]:
+    """A row of ImageRewardDB's metadata, as its card shows one."""
+    row = {
+        "image_path": picture,
+        "prompt_id": f"00-{asked_for}",
+        "prompt": asked_for,
+        "classification": "Outdoor Scenes",
+        "image_amount_in_total": 3,
+        "rank": rank,
+        "overall_rating": 7 - rank,
+        "image_text_alignment_rating": 6,
+        "fidelity_rating": 6,
+    }
+    return {**row, **changes}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_image_reward_has_a_row_a_picture(pictures: Path, kind: str) -> None:
+    """They are put together by their prompt, wherever they stand."""
+    rows = [
+        drawn("red", "blue.png", 3),
+        drawn("sky", "blue.png", 1),
+        drawn("red", "red.png", 1),
+        drawn("sky", "red.png", 2),
+        drawn("red", "green.png", 2),
+    ]
+    path = file_of(pictures, *rows)
+    if kind == "parquet":
+        path = parquet(pictures / "rows.parquet", rows, {})
+    settings = File(path=path)
+    first, second = settings.preferences()
+    assert (first.prompt.content, second.prompt.content) == ("red", "sky")
+    assert isinstance(first.chosen, Image.Image) and isinstance(second.chosen, Image.Image)
+    assert first.chosen.getpixel((0, 0)) == RED and second.chosen.getpixel((0, 0)) == BLUE
+    assert first.meta["overall_rating"] == [4, 6, 5]
+    assert settings.rankings()[0].scores == (-3.0, -1.0, -2.0)
+
+
+def test_image_reward_that_does_not_fit_together(pictures: Path) -> None:
+    path = file_of(pictures, drawn("red", "red.png", 1), drawn("red", "blue.png", 2, prompt="x"))
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1 and 1 more of its prompt_id: .*'prompt'"):
+        File(path=path).preferences()
+    lacking = {k: v for k, v in drawn("red", "blue.png", 2).items() if k != "prompt_id"}
+    path = file_of(pictures, drawn("red", "red.png", 1), lacking)
+    rows = File(path=path, on_error="skip").preferences
+    with pytest.raises(ValueError, match="left out: 1 missing column, 1 single pictures"):
+        rows()
 
 
 def test_every_layout_has_a_name() -> None:

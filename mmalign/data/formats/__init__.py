@@ -13,18 +13,24 @@ from typing import Any, Literal
 from mmalign.data.formats.base import Dropped, Row, RowError, short, take
 from mmalign.data.formats.chat import llama_factory, ms_swift
 from mmalign.data.formats.lvlm import llava, povid, rlaif_v, rlhf_v, vlfeedback
+from mmalign.data.formats.pictures import hpd_v2, image_reward, pick_a_pic
 
 __all__ = [
-    "FORMATS", "Dropped", "FormatName", "Row", "RowError", "detect", "pick_a_pic", "short", "take",
+    "FORMATS", "Dropped", "FormatName", "Row", "RowError", "detect", "short", "take",
 ]  # fmt: skip
 
 FormatName = Literal[
-    "auto", "trl", "pick_a_pic", "rlaif_v", "rlhf_v", "vlfeedback", "povid", "llava",
-    "llama_factory", "ms_swift",
+    "auto", "trl", "pick_a_pic", "hpd_v2", "image_reward", "rlaif_v", "rlhf_v", "vlfeedback",
+    "povid", "llava", "llama_factory", "ms_swift",
 ]  # fmt: skip
 
 _TELLING: tuple[tuple[str, frozenset[str]], ...] = (
     ("pick_a_pic", frozenset({"jpg_0", "jpg_1", "label_0"})),
+    ("image_reward", frozenset({"generations", "ranking"})),
+    ("image_reward", frozenset({"prompt_id", "image_path", "rank"})),
+    ("hpd_v2", frozenset({"file_path", "human_preference"})),
+    ("hpd_v2", frozenset({"image_path", "human_preference"})),
+    ("hpd_v2", frozenset({"image_path", "rank"})),
     ("vlfeedback", frozenset({"completions", "img_path"})),
     # Everything below has no prompt column, and what `write_preferences` writes has one.
     ("trl", frozenset({"prompt"})),
@@ -46,26 +52,11 @@ def detect(row: Mapping[str, Any]) -> str:
     return next((name for name, columns in _TELLING if columns <= row.keys()), "trl")
 
 
-def pick_a_pic(row: Row) -> Row:
-    """``jpg_0``, ``jpg_1`` (bytes), ``label_0`` (1, 0, or 0.5 for a tie), ``caption``."""
-    label = take(row, "label_0")
-    if label == 0.5:
-        raise Dropped("ties")
-    if label not in (0, 1):
-        raise RowError("wrong value", f"label_0 is {label!r}; it must be 1, 0 or 0.5")
-    first, second = take(row, "jpg_0"), take(row, "jpg_1")
-    chosen, rejected = (first, second) if label == 1 else (second, first)
-    return {
-        "prompt": take(row, "caption"),
-        "chosen_images": [chosen],
-        "rejected_images": [rejected],
-        **{key: value for key, value in row.items() if key != "label_1"},
-    }
-
-
 FORMATS: Mapping[str, Callable[[Row], Row]] = {
     "trl": dict,
     "pick_a_pic": pick_a_pic,
+    "hpd_v2": hpd_v2,
+    "image_reward": image_reward,
     "rlaif_v": rlaif_v,
     "rlhf_v": rlhf_v,
     "vlfeedback": vlfeedback,
