@@ -7,7 +7,7 @@ hundred bytes a row, whatever the rows hold.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -22,28 +22,12 @@ from mmalign.data.findings import (
     prompt_key,
     texts_of,
 )
-from mmalign.data.formats import Dropped, Row, RowError
+from mmalign.data.formats import Dropped, RowError
 from mmalign.data.inspecting import Inspected, Level, Note, inspect
 from mmalign.data.lengths import Lengths
-from mmalign.data.reading import Kind, Reader, kind_of
-from mmalign.data.records import (
-    PLACEHOLDER,
-    DemonstrationRow,
-    Encoded,
-    Picture,
-    PreferenceRow,
-    PromptRow,
-    demonstration_row,
-    preference_row,
-    prompt_row,
-)
+from mmalign.data.reading import CONVERT, Kind, Parsed, Reader, answers_of, kind_of
+from mmalign.data.records import PLACEHOLDER, Encoded, Picture, PreferenceRow, PromptRow
 
-Parsed = PromptRow | PreferenceRow | DemonstrationRow
-CONVERT: Mapping[Kind, Callable[[Row], Parsed]] = {
-    "preferences": preference_row,
-    "demonstrations": demonstration_row,
-    "prompts": prompt_row,
-}
 UNBALANCED = 1.5
 """Median ratio of the lengths of chosen and rejected answers, or its inverse, that is said."""
 ENOUGH = 20
@@ -155,7 +139,7 @@ class Checker:
     def _texts(self, number: int, parsed: Parsed) -> Iterator[Finding]:
         prompt = parsed if isinstance(parsed, PromptRow) else parsed.prompt
         places = [("prompt", text) for text in texts_of(prompt.content)]
-        places += [(column, a) for column, a in _answers(parsed) if isinstance(a, str)]
+        places += [(column, a) for column, a in answers_of(parsed) if isinstance(a, str)]
         for column, text in places:
             if (odd := odd_characters(text)) is not None:
                 yield self._found(number, column, odd)
@@ -226,7 +210,7 @@ class Checker:
     def _again(
         self,
         number: int,
-        parsed: PreferenceRow | DemonstrationRow,
+        parsed: Parsed,
         asked: bytes,
         further: list[bytes],
     ) -> Iterator[Finding]:
@@ -234,7 +218,7 @@ class Checker:
         sides = _sides(parsed, further)
         same = key_of(asked, *sides)
         swapped = key_of(asked, *reversed(sides))
-        if len(sides) == 2 and swapped in self._pairs:
+        if isinstance(parsed, PreferenceRow) and swapped in self._pairs:
             place = self.reader.where(self._pairs[swapped])
             message = f"{place} prefers the same two answers the other way round"
             yield self._found(number, "chosen", ("error", "contradictory pairs", message))
@@ -245,12 +229,6 @@ class Checker:
         self._pairs.setdefault(same, number)
 
 
-def _answers(parsed: Parsed) -> list[tuple[str, str | Picture]]:
-    if isinstance(parsed, PreferenceRow):
-        return [("chosen", parsed.chosen), ("rejected", parsed.rejected)]
-    return [("completion", parsed.completion)] if isinstance(parsed, DemonstrationRow) else []
-
-
 def _pictures(parsed: Parsed) -> Iterator[tuple[str, Encoded]]:
     """Every picture with its column: those of the prompt first, then of the other side, answers."""
     prompt = parsed if isinstance(parsed, PromptRow) else parsed.prompt
@@ -258,18 +236,18 @@ def _pictures(parsed: Parsed) -> Iterator[tuple[str, Encoded]]:
     yield from (("images", image) for image in prompt.images)
     if other is not None:
         yield from (("rejected_images", image) for image in other.images)
-    for column, answer in _answers(parsed):
+    for column, answer in answers_of(parsed):
         if isinstance(answer, Picture):
-            yield f"{column}_images", answer.image
+            yield column, answer.image
 
 
-def _sides(parsed: PreferenceRow | DemonstrationRow, further: list[bytes]) -> list[bytes]:
+def _sides(parsed: Parsed, further: list[bytes]) -> list[bytes]:
     """What was answered, by side; ``further`` are the digests behind those of the prompt."""
     other = parsed.rejected_prompt if isinstance(parsed, PreferenceRow) else None
     views = further[: len(other.images)] if other is not None else []
     pictures = iter(further[len(views) :])
     sides = []
-    for _, answer in _answers(parsed):
+    for _, answer in answers_of(parsed):
         if isinstance(answer, Picture):
             sides.append(next(pictures))
         else:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmalign.data.formats import Row, RowError, detect, short
-from mmalign.data.tables import Table
+from mmalign.data.tables import Table, column_of
 
 GROUPS: Mapping[str, str] = {"image_reward": "prompt_id"}
 """Layouts that have a row a picture, and the column that says which belong together."""
@@ -56,6 +56,10 @@ class Grouped:
                 )
             found[column] = values[0] if column in SHARED else values
         return found
+
+    def column(self, key: str) -> list[Any]:
+        """One column; None where a list lacks it or is malformed."""
+        return column_of(self, key)
 
     def where(self, number: int) -> str:
         """The place of the list's first row, and how many more it has."""

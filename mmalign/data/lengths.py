@@ -9,13 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from mmalign.data import images
 from mmalign.data.findings import texts_of
 from mmalign.data.inspecting import Level
-from mmalign.data.records import (
-    Content,
-    DemonstrationRow,
-    Encoded,
-    PreferenceRow,
-    PromptRow,
-)
+from mmalign.data.reading import Parsed, answers_of
+from mmalign.data.records import Content, Encoded, PreferenceRow, PromptRow
 from mmalign.locate import locate
 
 if TYPE_CHECKING:
@@ -60,9 +55,7 @@ class Lengths:
             None if self._processor is None else self._processor.image_token
         )
 
-    def check(
-        self, parsed: PromptRow | PreferenceRow | DemonstrationRow, folder: Path
-    ) -> Iterator[Said]:
+    def check(self, parsed: Parsed, folder: Path) -> Iterator[Said]:
         """What is wrong with a row whose pictures can all be opened.
 
         Args:
@@ -112,9 +105,7 @@ class Lengths:
             )
         )
 
-    def _answers(
-        self, parsed: PromptRow | PreferenceRow | DemonstrationRow, before: int
-    ) -> Iterator[Said]:
+    def _answers(self, parsed: Parsed, before: int) -> Iterator[Said]:
         found: dict[str, list[int]] = {}
         for column, text in _answer_texts(parsed):
             if (said := self._special_in(text)) is not None:
@@ -136,7 +127,7 @@ class Lengths:
                 )
                 yield column, ("error", "longer than the context", message)
         limit = self._max_new_tokens
-        if limit is not None and len(found) == 2 and not isinstance(parsed, PromptRow):
+        if limit is not None and len(found) == 2 and isinstance(parsed, PreferenceRow):
             chosen, rejected = found.values()
             same = chosen != rejected and chosen[:limit] == rejected[:limit]
             if same and len(chosen) >= limit and len(rejected) >= limit:
@@ -177,7 +168,7 @@ class Lengths:
         return sum(token in kinds for token in ids)
 
 
-def _prompts(parsed: PromptRow | PreferenceRow | DemonstrationRow) -> list[tuple[str, PromptRow]]:
+def _prompts(parsed: Parsed) -> list[tuple[str, PromptRow]]:
     """Each prompt of a row, with the column that its length is found under."""
     if isinstance(parsed, PromptRow):
         return [("prompt", parsed)]
@@ -185,15 +176,10 @@ def _prompts(parsed: PromptRow | PreferenceRow | DemonstrationRow) -> list[tuple
     return [("prompt", parsed.prompt), *([] if other is None else [("rejected_images", other)])]
 
 
-def _answer_texts(
-    parsed: PromptRow | PreferenceRow | DemonstrationRow,
-) -> Iterator[tuple[str, str]]:
-    sides: tuple[tuple[str, Any], ...] = ()
-    if isinstance(parsed, PreferenceRow):
-        sides = (("chosen", parsed.chosen), ("rejected", parsed.rejected))
-    elif isinstance(parsed, DemonstrationRow):
-        sides = (("completion", parsed.completion),)
-    yield from ((column, answer) for column, answer in sides if isinstance(answer, str))
+def _answer_texts(parsed: Parsed) -> Iterator[tuple[str, str]]:
+    for column, answer in answers_of(parsed):
+        if isinstance(answer, str):
+            yield column, answer
 
 
 def _messages(content: Content) -> list[dict[str, Any]]:

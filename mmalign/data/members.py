@@ -45,8 +45,8 @@ def row_of(members: Mapping[str, Callable[[], Any]], *, picture: Callable[[str],
         if ending.lower() in PICTURES:
             base, _, number = name.rpartition(".")
             numbered = number.isdecimal()
-            column = base if numbered else name
-            shown.setdefault(column, []).append((int(number) if numbered else -1, part))
+            of = base if numbered else name
+            shown.setdefault(of, []).append((int(number) if numbered else -1, part))
         elif ending == "json":
             _add(found, _columns(members[part](), part), part)
         elif ending == "txt":

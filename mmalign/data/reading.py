@@ -6,7 +6,7 @@ is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,9 +14,26 @@ from typing import Literal
 from mmalign.data.formats import FORMATS, Row, RowError, detect
 from mmalign.data.grouping import grouped
 from mmalign.data.opening import open_table
-from mmalign.data.records import COLUMNS
+from mmalign.data.rankings import LISTS, PICTURES, RankingRow, ranking_row
+from mmalign.data.records import (
+    COLUMNS,
+    DemonstrationRow,
+    Picture,
+    PreferenceRow,
+    PromptRow,
+    demonstration_row,
+    preference_row,
+    prompt_row,
+)
 
-Kind = Literal["preferences", "demonstrations", "prompts"]
+Kind = Literal["preferences", "rankings", "demonstrations", "prompts"]
+Parsed = PromptRow | PreferenceRow | RankingRow | DemonstrationRow
+CONVERT: Mapping[Kind, Callable[[Row], Parsed]] = {
+    "preferences": preference_row,
+    "rankings": ranking_row,
+    "demonstrations": demonstration_row,
+    "prompts": prompt_row,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +102,26 @@ class Reader:
 
 
 def kind_of(row: Row) -> Kind:
-    """What a row in our columns is: a pair, a prompt with an answer, or a prompt alone."""
+    """What a row in our columns is: a pair, a list, a prompt with an answer, or a prompt alone."""
     given = {key for key, value in row.items() if value is not None}
     if given & {key for key in COLUMNS if key.startswith(("chosen", "rejected"))}:
         return "preferences"
+    if "scores" in given and given & {*LISTS[:1], PICTURES}:
+        return "rankings"
     return "demonstrations" if given & {"completion", "completion_images"} else "prompts"
+
+
+def answers_of(parsed: Parsed) -> list[tuple[str, str | Picture]]:
+    """The answers of a row, each with the place where it stands."""
+    if isinstance(parsed, PreferenceRow):
+        named = [("chosen", parsed.chosen), ("rejected", parsed.rejected)]
+    elif isinstance(parsed, DemonstrationRow):
+        named = [("completion", parsed.completion)]
+    elif isinstance(parsed, RankingRow):
+        return [
+            (f"{PICTURES if isinstance(one, Picture) else LISTS[0]}[{number}]", one)
+            for number, one in enumerate(parsed.completions)
+        ]
+    else:
+        return []
+    return [(f"{name}_images" if isinstance(one, Picture) else name, one) for name, one in named]

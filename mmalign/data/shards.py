@@ -40,7 +40,8 @@ class TarShard:
         try:
             with tarfile.open(path, "r:") as file:
                 while (member := file.next()) is not None:
-                    file.members = []  # else the module keeps every one of them
+                    # Else the module keeps every one of them; its stubs do not know the list.
+                    file.members = []  # type: ignore[attr-defined]
                     if not member.isdir():
                         self._add(member, size, names)
         except (tarfile.TarError, EOFError) as error:

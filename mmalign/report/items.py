@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.data.building import DROPPED
-from mmalign.data.checks import CONVERT, Parsed
 from mmalign.data.formats import Dropped, Row, RowError
-from mmalign.data.reading import Reader, kind_of
+from mmalign.data.rankings import LISTS, RankingRow
+from mmalign.data.reading import CONVERT, Parsed, Reader, kind_of
 from mmalign.data.records import (
     COLUMNS,
     COMPLETIONS,
@@ -216,6 +216,12 @@ def _sides(parsed: Parsed, row: Row, folder: Path, side: int) -> tuple[Side, ...
         return ()
     if isinstance(parsed, DemonstrationRow):
         return (_side("answer", parsed.completion, row, folder, side, ()),)
+    if isinstance(parsed, RankingRow):
+        # The best first, equal ones as they stand in the row.
+        scored = sorted(zip(parsed.scores, parsed.completions, strict=True), key=lambda x: -x[0])
+        return tuple(
+            _side(f"score {score:g}", answer, row, folder, side, ()) for score, answer in scored
+        )
     other = parsed.rejected_prompt
     seen: tuple[Encoded, ...] = () if other is None else other.images
     views = tuple(shown(picture, folder, side=side) for picture in seen)
@@ -273,7 +279,16 @@ def _weights(value: Any) -> list[Weighed]:
 
 
 def _facts(row: Row) -> tuple[tuple[str, str], ...]:
-    drawn = {*COLUMNS, *COMPLETIONS, ATTENTION, DROPPED, f"{WEIGHTS}chosen", f"{WEIGHTS}rejected"}
+    lists = LISTS if kind_of(row) == "rankings" else ()
+    drawn = {
+        *COLUMNS,
+        *COMPLETIONS,
+        *lists,
+        ATTENTION,
+        DROPPED,
+        f"{WEIGHTS}chosen",
+        f"{WEIGHTS}rejected",
+    }
     found = {key: value for key, value in row.items() if key not in drawn and value is not None}
     if row.get("margin") is not None:
         found["margin"] = row["margin"]

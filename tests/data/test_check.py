@@ -143,6 +143,20 @@ def test_a_picture_of_many_rows_is_warned_of_once_and_refused_each_time(tmp_path
 # ---- rows against each other -----------------------------------------------------------------
 
 
+def test_lists(tmp_path: Path) -> None:
+    """Every answer is looked at by its place; a list in another order is no contradiction."""
+    row = {"prompt": "Q?", "completions": ["a", "b"], "scores": [1, 0]}
+    rows = [row, {**row, "completions": ["b", "a"]}, {**row, "completions": ["a", "b<image>"]}]
+    rows += [{**row, "scores": [1]}, {**row, "scores": [1, 1]}]
+    said = brief(found(write(tmp_path / "lists.jsonl", rows)))
+    assert [(number, level, reason) for number, level, _, reason in said] == [
+        (3, "warning", "placeholders"),
+        (4, "error", "wrong value"),
+        (5, "warning", "equal scores"),
+    ]
+    assert said[0][2] == "completions[1]"
+
+
 def test_contradictory_pairs_and_duplicates(tmp_path: Path) -> None:
     """Row 2 swaps row 1; row 3 repeats row 1 in other words of the same question, and so swaps row
     2; row 4 asks something else."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from mmalign.cli import cli
 from mmalign.data import write_preferences, write_samples
@@ -16,6 +19,12 @@ from mmalign.tinyworld.tasks import TASKS
 
 def run(*arguments: str | Path) -> Any:
     return CliRunner().invoke(cli, ["data", "show", *map(str, arguments)])
+
+
+def png(colour: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 3), colour).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("task", ["arithmetic", "multi_image", "draw"])
@@ -64,3 +73,25 @@ def test_columns_and_images_folder(tmp_path: Path) -> None:
 def test_no_such_file(tmp_path: Path) -> None:
     result = run(tmp_path / "gone.jsonl")
     assert isinstance(result.exception, ValueError) and "gone.jsonl" in str(result.exception)
+
+
+def test_shards_and_lists(tmp_path: Path) -> None:
+    """A pattern is one page; a list stands in the order of its scores."""
+    for number in range(2):
+        with tarfile.open(tmp_path / f"part-{number}.tar", "w") as file:
+            for part, data in {
+                "txt": b"red",
+                "json": b'{"scores": [0.5, 2]}',
+                "completion.0.png": png("blue"),
+                "completion.1.png": png("red"),
+            }.items():
+                info = tarfile.TarInfo(f"{number}.{part}")
+                info.size = len(data)
+                file.addfile(info, io.BytesIO(data))
+    result = run(tmp_path / "part-{0..1}.tar")
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "part-_0..1_.gallery.html").read_text()
+    assert page.count("<article") == 2
+    assert page.index("score 2") < page.index("score 0.5") < page.rindex("score 2")
+    checked = CliRunner().invoke(cli, ["data", "check", str(tmp_path / "part-*.tar")])
+    assert "1 warning  duplicate rows" in checked.output and checked.exit_code == 0
