@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmalign.claims import Claim, Comparison
 from mmalign.tinyworld.claims.common import EXACT, aligned, judged_exactly, start, trained
-from mmalign.tinyworld.claims.likelihoods import CHOSEN, HELDOUT, displaced, scored
+from mmalign.tinyworld.claims.likelihoods import CHOSEN, HELDOUT, displaced, heldout, scored
 
 CONFIG = "text/dpo"
 TASK = "arithmetic"
@@ -21,7 +21,7 @@ OBJECTIVES = {
 
 def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
     """How far held-out pairs' sides move under both objectives on the same pairs."""
-    before = start(CONFIG)
+    before, pairs = start(CONFIG), heldout(TASK)
     arms = {}
     for name, objective in OBJECTIVES.items():
         data = f"{{type: tinyworld, task: {TASK}, size: 2000, seed: {seed}}}"
@@ -33,7 +33,7 @@ def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
         )
         policy = aligned(output)
         arms[name] = {
-            **displaced(scored(policy, before, TASK)),
+            **displaced(scored(policy, before, pairs)),
             **judged_exactly(policy, TASK, size=HELDOUT, seed=seed, graded=False),
         }
     return arms

@@ -10,7 +10,8 @@ from mmalign.tinyworld.claims.common import GRADED, aligned, judged_exactly, sta
 
 HELDOUT = 250
 ROWS = "{type: tinyworld, task: draw, size: 4000, seed: SEED}"
-UNPAIRED = "{type: unpaired, rows: pairs, data: ROWS, batch_size: 32, mismatched: true}"
+UNPAIRED = "{type: unpaired, rows: pairs, data: ROWS, batch_size: 48, mismatched: MIS}"
+"""Unpaired rows for kto: half as many again as the pairs have, since each says less."""
 CONFIGS = {"diffusion": "diffusion/diffusion_dpo", "AR image": "vision/ar_dpo"}
 SHORT = {
     "diffusion": (
@@ -25,14 +26,14 @@ OBJECTIVES = {
     "diffusion": {
         "dpo": "{type: dpo, beta: 200}",
         "ipo": "{type: ipo, beta: 50}",
-        "kto": "{type: kto, beta: 200}",
+        "kto": "{type: kto, beta: 400, kl_point: matched}",
         "rdpo": "{type: rdpo, beta: 200, label_smoothing: 0.1}",
         "latent_em": "{type: latent_em, beta: 200}",
     },
     "AR image": {
         "dpo": "{type: dpo, beta: 0.1}",
         "ipo": "{type: ipo, beta: 0.5}",
-        "kto": "{type: kto, beta: 0.1}",
+        "kto": "{type: kto, beta: 0.2}",
         "rdpo": "{type: rdpo, beta: 0.1, label_smoothing: 0.1}",
         "latent_em": "{type: latent_em, beta: 0.1}",
     },
@@ -47,7 +48,8 @@ def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
         before = judged_exactly(start(config), "draw", size=HELDOUT, seed=seed)
         arms[f"{model}, before"] = before
         for name, objective in OBJECTIVES[model].items():
-            source = UNPAIRED.replace("ROWS", rows)
+            mismatched = str(model == "AR image").lower()
+            source = UNPAIRED.replace("ROWS", rows).replace("MIS", mismatched)
             data = f"source={source}" if name == "kto" else f"source.data={rows}"
             output = trained(
                 config,

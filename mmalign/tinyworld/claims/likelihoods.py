@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mmalign.diagnostics import likelihood
 from mmalign.diagnostics.measuring import PairScores, Settings, score_pairs
 from mmalign.policy import Policy
 from mmalign.references import Frozen
 from mmalign.tinyworld.tasks import TASKS
+from mmalign.types import Preference
 
 HELDOUT = 400
 CHOSEN = "nats by which the chosen output became likelier"
 REJECTED = "nats by which the rejected output became likelier"
 
 
-def scored(policy: Policy, before: Policy, task: str) -> PairScores:
-    """Log-probs of `HELDOUT` held-out pairs of a task under a policy and under what it was."""
-    pairs = TASKS[task].preferences(size=HELDOUT, seed=7, split="heldout")
+def heldout(task: str) -> Sequence[Preference]:
+    """`HELDOUT` held-out pairs of a task."""
+    return TASKS[task].preferences(size=HELDOUT, seed=7, split="heldout")
+
+
+def scored(policy: Policy, before: Policy, pairs: Sequence[Preference]) -> PairScores:
+    """Log-probs of pairs under a policy and under what it was."""
     reference = Frozen().build(before)
     return score_pairs(policy, reference, pairs, Settings(batch_size=64))
 
