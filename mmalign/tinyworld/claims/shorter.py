@@ -17,7 +17,7 @@ from mmalign.types import Preference
 
 CONFIG = "vision/lvlm_dpo"
 RECORDED, HELDOUT = 2000, 400
-ACCIDENT = 0.5
+ACCIDENT = 0.9
 """Share of the pairs whose wrong answer is the longer one that are labelled the other way."""
 WORDS = "words per description"
 OBJECTIVES = {
@@ -38,7 +38,11 @@ def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
             CONFIG,
             folder / name,
             seed=seed,
-            overrides=[f"objective={objective}", f"source.data={{type: file, path: {file}}}"],
+            overrides=[
+                f"objective={objective}",
+                f"source.data={{type: file, path: {file}}}",
+                "training.learning_rate=4e-4",
+            ],
         )
         arms[name] = aligned(output)
     prompts = TASKS["describe"].prompts(split="heldout", size=HELDOUT, seed=7)
@@ -55,11 +59,12 @@ def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
 def longer_preferred(seed: int) -> list[Preference]:
     """Right and wrong descriptions; a share of the longer wrong ones was preferred by accident."""
     draw = python_random("longer preferred", seed)
+    drawn = TASKS["describe"].preferences(size=RECORDED, seed=seed)
     return [
         replace(pair, chosen=pair.rejected, rejected=pair.chosen)
         if len(str(pair.rejected)) > len(str(pair.chosen)) and draw.random() < ACCIDENT
         else pair
-        for pair in TASKS["describe"].preferences(size=RECORDED, seed=seed)
+        for pair in drawn
     ]
 
 
