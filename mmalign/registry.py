@@ -133,6 +133,7 @@ CLAIMS = {
     "noisy-labels": "mmalign.tinyworld.claims.noisy_labels:CLAIM",
     "shorter": "mmalign.tinyworld.claims.shorter:CLAIM",
     "chosen-likelihood": "mmalign.tinyworld.claims.chosen_likelihood:CLAIM",
+    "tdpo": "mmalign.tinyworld.claims.tdpo:CLAIM",
     "ranking-accuracy": "mmalign.tinyworld.claims.ranking_accuracy:CLAIM",
     "every-modality": "mmalign.tinyworld.claims.every_modality:CLAIM",
     "online-pictures": "mmalign.tinyworld.claims.online_pictures:CLAIM",
