@@ -17,14 +17,9 @@ from mmalign.tinyworld.claims.common import (
 )
 
 CONFIGS = {"DDPO": "diffusion/diffusion_grpo", "Flow-GRPO": "diffusion/flow_grpo"}
-MOVES = "policy.steps=4"
-SAME = (
-    MOVES,
-    "training.steps=40",
-    "training.learning_rate=3e-4",
-    "source.batch_size=8",
-    "objective.epsilon=1e-3",
-)
+SAME = ("training.steps=40", "source.batch_size=16", "objective.epsilon=1e-3")
+MOVES = {"DDPO": "policy.steps=3", "Flow-GRPO": "policy.steps=4"}
+RATES = {"DDPO": "training.learning_rate=1e-4", "Flow-GRPO": "training.learning_rate=3e-4"}
 HELDOUT = 300
 DEVIATION = "mean distance of the ratio from 1 at the first update"
 
@@ -33,8 +28,13 @@ def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
     """Both models before and after, drawing as they are trained."""
     arms = {}
     for name, config in CONFIGS.items():
-        output = trained(config, folder / Path(config).name, seed=seed, overrides=SAME)
-        before = judged_exactly(start(config, (MOVES,)), "draw", size=HELDOUT, seed=seed)
+        output = trained(
+            config,
+            folder / Path(config).name,
+            seed=seed,
+            overrides=[MOVES[name], RATES[name], *SAME],
+        )
+        before = judged_exactly(start(config, (MOVES[name],)), "draw", size=HELDOUT, seed=seed)
         after = judged_exactly(aligned(output), "draw", size=HELDOUT, seed=seed)
         arms[f"{name}, before"] = before
         arms[f"{name}, after"] = {**after, DEVIATION: logged(output, "ratio_deviation")[:1]}
