@@ -23,7 +23,7 @@ WORDS = "words per description"
 OBJECTIVES = {
     "dpo": "{type: dpo, beta: 0.1}",
     "ln_dpo": "{type: ln_dpo, beta: 5}",
-    "simpo": "{type: simpo, beta: 2.5, gamma: 1.375}",
+    "simpo": "{type: simpo, beta: 2.5, gamma: 0.5}",
 }
 
 
