@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from mmalign import rng
 from mmalign.diffusion import buckets
 from mmalign.objectives import DPO
 from mmalign.policy import Policy
-from mmalign.sources import Preferences
+from mmalign.selectors import BestWorst
+from mmalign.sources import Preferences, Rollouts
 from mmalign.types import Output, Preference, Prompt, Trajectory
 from tests.diffusion.test_elbo import encode, load, picture
 from tests.diffusion.tiny import generators
@@ -232,3 +235,30 @@ def test_long_prompts_are_refused_or_counted(
     ]
     assert len([s for s in said if s.startswith("of a prompt")]) == 1
     assert cut.static["states"].shape[1] == 18
+
+
+def test_the_best_and_the_worst_of_a_group_are_a_pair(
+    folders: dict[str, str], prompts: list[Prompt]
+) -> None:
+    """Online DPO: ties make no pair and are counted; the sides share their draws."""
+
+    class Both(OnePair):
+        def prompts(self) -> list[Prompt]:
+            return prompts
+
+    def first_alone(asked: Sequence[Prompt], outputs: Sequence[Output]) -> Tensor:
+        """0, 1, 2 for the first prompt's pictures and 5 for all of the second's."""
+        found = [5.0 if p.content == prompts[1].content else -1.0 for p in asked]
+        where = [i for i, value in enumerate(found) if value < 0]
+        for number, row in enumerate(where):
+            found[row] = float(number)
+        return torch.tensor(found)
+
+    spec = Rollouts(
+        data=Both(), reward=first_alone, num_generations=3, batch_size=2, selector=BestWorst()
+    )
+    batch = DPO().credit(next(iter(spec.build(load(folders, "epsilon"), seed=0))))
+    assert batch.counters["dropped/ties"] == 1 and batch.denominator == 1.0
+    assert batch.pairs is not None and batch.reward[batch.pairs[0]].tolist() == [2.0, 0.0]
+    noise = batch.trajectory.stepwise["noise"]
+    assert torch.equal(noise[0], noise[1])
