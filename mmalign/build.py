@@ -13,7 +13,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from mmalign import invariants, references, rng
 from mmalign.objectives import KTO
 from mmalign.policy import Policy, ValueHead
-from mmalign.protocols import AGAINST, Reference
+from mmalign.protocols import AGAINST, ReadsReference, Reference
 from mmalign.run import PolicySpec, Run
 from mmalign.trainer import Trainer
 from mmalign.unpaired import UnpairedSource
@@ -52,6 +52,8 @@ def build(run: Run) -> Trainer:
     if not policy.trainable():
         raise ValueError("the policy has no trainable parameter")
     source = run.source.build(policy, seed=run.seed)
+    if isinstance(source, ReadsReference):
+        source.read(reference)
     if isinstance(run.objective, KTO) and isinstance(source, UnpairedSource):
         counts = {"desirable": source.desirable, "undesirable": source.undesirable}
         if note := run.objective.odd_balance(**counts):

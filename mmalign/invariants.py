@@ -206,7 +206,7 @@ def has_signal(batch: Batch) -> bool:
         )
     counted = batch.trajectory.mask & (batch.weight != 0)
     if batch.advantage is None:
-        return batch.label is not None and bool(torch.any(counted))
+        return batch.denominator > 0 and bool(torch.any(counted))
     return bool(torch.any(batch.advantage[counted] != 0))
 
 

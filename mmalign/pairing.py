@@ -87,13 +87,18 @@ def without_identical(batch: Batch) -> Batch:
     for value in trajectory.stepwise.values():
         unequal = (value[w] != value[r]).unsqueeze(-1).flatten(2).any(2)
         same &= ~(unequal & mask[w]).any(1)
-    kept = replace(
+    return counted(keep_pairs(batch, ~same), {IDENTICAL: int(same.sum())})
+
+
+def keep_pairs(batch: Batch, kept: Tensor) -> Batch:
+    """The batch with the pairs where ``kept`` (``[N]`` bool) holds; its rows stay."""
+    assert batch.pairs is not None
+    return replace(
         batch,
-        pairs=batch.pairs[~same],
-        coefficient=None if batch.coefficient is None else batch.coefficient[~same],
-        pair_weight=None if batch.pair_weight is None else batch.pair_weight[~same],
+        pairs=batch.pairs[kept],
+        coefficient=None if batch.coefficient is None else batch.coefficient[kept],
+        pair_weight=None if batch.pair_weight is None else batch.pair_weight[kept],
     )
-    return counted(kept, {IDENTICAL: int(same.sum())})
 
 
 def trimmed(batch: Batch) -> Batch:

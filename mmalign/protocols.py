@@ -231,6 +231,19 @@ class Source(Protocol):
 
 
 @runtime_checkable
+class ReadsReference(Protocol):
+    """A source that uses the run's reference too: to sample from it, say."""
+
+    def read(self, reference: Reference | None) -> None:
+        """Take the run's reference, before the first batch.
+
+        Raises:
+            ValueError: The source cannot do without one, or not with this one.
+        """
+        ...
+
+
+@runtime_checkable
 class Selector(Protocol):
     """What is kept of the sampled groups, and how it is paired."""
 

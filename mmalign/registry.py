@@ -58,6 +58,13 @@ OBJECTIVES = {
     "wpo": "mmalign.objectives:WPO",
     "mpo": "mmalign.objectives:MPO",
     "anchored": "mmalign.objectives:Anchored",
+    "pro": "mmalign.objectives:PRO",
+    "lambda_dpo": "mmalign.objectives:LambdaDPO",
+    "tpo_tree": "mmalign.objectives:TreePO",
+    "modpo": "mmalign.objectives:MODPO",
+    "xpo": "mmalign.objectives:XPO",
+    "inpo": "mmalign.objectives:INPO",
+    "trpa": "mmalign.objectives:TRPA",
 }
 REFERENCES = {
     "frozen": "mmalign.references:Frozen",
@@ -78,6 +85,7 @@ SOURCES = {
     "ranked": "mmalign.ranked:Ranked",
     "critical": "mmalign.critical:Critical",
     "step_pairs": "mmalign.diffusion.step_pairs:StepPairs",
+    "implicit_rewards": "mmalign.margins:ImplicitRewards",
     "views": "mmalign.vision.views:Views",
     "bdhs_online": "mmalign.vision.bdhs:OnlineBDHS",
     "bdhs_mixed": "mmalign.vision.bdhs:MixedBDHS",
@@ -107,6 +115,7 @@ DIVERSITIES = {
 }
 DATA = {
     "tinyworld": "mmalign.tinyworld.data:TinyWorld",
+    "tinyworld_brief": "mmalign.tinyworld.brief:BriefSums",
     "file": "mmalign.data.files:File",
     "built": "mmalign.data.built:Built",
     "several": "mmalign.data.several:Several",

@@ -6,18 +6,19 @@ restored (see `mmalign.epochs`); each process encodes or samples its share of a 
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmalign import distributed, rng
 from mmalign.epochs import WalkingSource, Where
 from mmalign.policy import Policy
-from mmalign.protocols import RewardModel, Selector, Source
+from mmalign.protocols import ReadsReference, Reference, RewardModel, Selector, Source
 from mmalign.rewards import judged
 from mmalign.run import DataSpec, SourceSpec
 from mmalign.step_weights import recorded_weights
@@ -53,7 +54,7 @@ class PreferenceSource(WalkingSource):
         return Batch(
             trajectory=trajectory,
             group=torch.arange(count).repeat_interleave(2),
-            reward=torch.tensor([1.0, 0.0]).repeat(count),
+            reward=rewards(metas, columns=self.spec.rewards),
             annotator=annotators(metas, column=self.spec.annotator),
             weight=trajectory.mask.float(),
             pairs=torch.arange(2 * count).view(count, 2),
@@ -64,10 +65,14 @@ class PreferenceSource(WalkingSource):
 
 
 class RolloutSource(WalkingSource):
-    """Batches of groups sampled from the policy as it is now, and judged."""
+    """Batches of groups sampled from the policy as it is now, and judged.
+
+    The last ``reference_generations`` of each group are the reference's.
+    """
 
     def __init__(self, spec: Rollouts, policy: Policy, seed: int) -> None:
         self.spec, self.policy = spec, policy
+        self.network: nn.Module | None = None
         self.data = spec.data.prompts()
         if spec.batch_size % distributed.world_size():
             raise ValueError(
@@ -83,21 +88,61 @@ class RolloutSource(WalkingSource):
         batch = self._sampled([everything[place] for place in places])
         return batch if self.spec.selector is None else self.spec.selector(batch)
 
+    def read(self, reference: Reference | None) -> None:
+        """Sample from this reference where the settings ask for it.
+
+        Raises:
+            ValueError: They do, and there is none or it is no network.
+        """
+        if self.spec.reference_generations == 0:
+            return
+        self.network = getattr(reference, "network", None)
+        if self.network is None:
+            raise ValueError(
+                f"reference_generations={self.spec.reference_generations} samples from the "
+                "reference, so it needs an objective that has one, and a reference that is a "
+                "network (frozen, lora_off or named_lora), not recorded scores"
+            )
+
     def _sampled(self, chosen: Sequence[Where]) -> Batch:
         prompts = [self.data[number] for _, number in chosen]
-        generators = [rng.generator(self.seed, "rollout", epoch, row) for epoch, row in chosen]
-        size = self.spec.num_generations
-        trajectory = self.policy.sample(prompts, group_size=size, generators=generators)
+        size, theirs = self.spec.num_generations, self.spec.reference_generations
+        generators = [rng.generator(self.seed, "rollout", *where) for where in chosen]
+        trajectory = self.policy.sample(prompts, group_size=size - theirs, generators=generators)
+        if theirs:
+            trajectory = beside(trajectory, self._of_the_reference(prompts, chosen))
         asked = [prompt for prompt in prompts for _ in range(size)]
         reward = judged(self.spec.reward, asked, _decoded(trajectory))
+        place = torch.arange(size).repeat(len(prompts))
+        own = (place < size - theirs).nonzero().squeeze(1).to(trajectory.mask.device)
         return Batch(
             trajectory=trajectory,
             group=torch.arange(len(prompts)).repeat_interleave(size),
             reward=reward,
             weight=trajectory.mask.float(),
             prompt_id=torch.tensor([row for _, row in chosen]).repeat_interleave(size),
-            metrics=_rollout_metrics(trajectory, reward, size),
+            from_reference=place >= size - theirs if theirs else None,
+            metrics=_rollout_metrics(trajectory.mask[own], reward[own.cpu()], size - theirs),
         ).to(trajectory.mask.device)
+
+    def _of_the_reference(self, prompts: Sequence[Prompt], chosen: Sequence[Where]) -> Trajectory:
+        assert self.network is not None, "the reference was never handed over"
+        keys = [(self.seed, "reference_rollout", *where) for where in chosen]
+        with torch.no_grad(), self.policy.autocast():
+            return self.policy.adapter.sample(
+                self.network,
+                prompts,
+                group_size=self.spec.reference_generations,
+                generators=[rng.generator(*key) for key in keys],
+            )
+
+
+_ALIKE = {
+    "annotator": "names its annotators (`annotator`)",
+    "from_reference": "samples from the reference (`reference_generations`)",
+    "step_of": "has lists that are cut into steps",
+}
+"""What rows must all have or all lack, and how a part came to have it."""
 
 
 class MixedSource:
@@ -110,15 +155,22 @@ class MixedSource:
         for batches in zip(*self.parts, strict=True):
             if any(b.pairs is None for b in batches):
                 raise ValueError(
-                    "the parts of a mixed source must pair their rows: give each rollouts part a "
-                    "selector such as `type: best_worst`"
+                    "the parts of a mixed source must pair their rows: give each part of rollouts "
+                    "or of ranked lists a selector such as `type: best_worst`"
                 )
-            if len({b.annotator is None for b in batches}) > 1:
-                raise ValueError(
-                    "one part of a mixed source names its annotators and another does not; set "
-                    "`annotator` on every part or on none"
-                )
+            for name, setting in _ALIKE.items():
+                if len({getattr(b, name) is None for b in batches}) > 1:
+                    raise ValueError(
+                        f"one part of a mixed source {setting} and another does not; give them "
+                        "runs of their own, or all parts the same"
+                    )
             yield Batch.concatenate(batches)
+
+    def read(self, reference: Reference | None) -> None:
+        """Hand the reference to the parts that sample from it."""
+        for part in self.parts:
+            if isinstance(part, ReadsReference):
+                part.read(reference)
 
     def state_dict(self) -> dict[str, Any]:
         """The positions of the parts."""
@@ -145,6 +197,9 @@ class Preferences:
             reference scores be recorded; no effect on models whose likelihood is exact.
         annotator: Column of the data that says who judged a pair, for objectives that learn whom to
             trust; None where it is not known.
+        rewards: Names of further rewards, for objectives of several: for each NAME the data has the
+            columns ``chosen_NAME`` and ``rejected_NAME``. ``Batch.reward`` is then ``[B, 1 + K]``,
+            the preference (1 and 0) first.
     """
 
     data: DataSpec
@@ -152,6 +207,7 @@ class Preferences:
     shuffle: bool = True
     fixed_noise: bool = False
     annotator: str | None = None
+    rewards: tuple[str, ...] = ()
 
     def build(self, policy: Policy, *, seed: int) -> PreferenceSource:
         """The source at its beginning."""
@@ -166,6 +222,8 @@ class Rollouts:
         data: Where the prompts come from.
         reward: Judges the samples; a failure of it is an error, never a 0.
         num_generations: Samples of each prompt (G).
+        reference_generations: How many of them are sampled from the reference instead of the
+            policy, for `xpo`: half. They count in no metric of the policy's samples.
         batch_size: Prompts of a global batch.
         selector: What is kept of the groups and how it is paired; None keeps everything.
         shuffle: Whether each epoch is shuffled anew.
@@ -174,9 +232,17 @@ class Rollouts:
     data: DataSpec
     reward: RewardModel
     num_generations: int = 8
+    reference_generations: int = 0
     batch_size: int = 16
     selector: Selector | None = None
     shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.reference_generations < self.num_generations:
+            raise ValueError(
+                f"reference_generations={self.reference_generations} must leave the policy at "
+                f"least one of num_generations={self.num_generations} samples"
+            )
 
     def build(self, policy: Policy, *, seed: int) -> RolloutSource:
         """The source at its beginning."""
@@ -219,6 +285,33 @@ def annotators(metas: Sequence[Mapping[str, Any]], *, column: str | None) -> Ten
     return torch.tensor(found, dtype=torch.int64).repeat_interleave(2)
 
 
+def rewards(metas: Sequence[Mapping[str, Any]], *, columns: Sequence[str]) -> Tensor:
+    """``[2 N]`` rewards of recorded pairs, 1 and 0; with further ones ``[2 N, 1 + K]``.
+
+    Raises:
+        ValueError: A pair lacks one of them, or it is no finite number.
+    """
+    preferred = torch.tensor([1.0, 0.0]).repeat(len(metas))
+    if not columns:
+        return preferred
+    found = [
+        [_number(meta, f"{side}_{name}") for name in columns]
+        for meta in metas
+        for side in ("chosen", "rejected")
+    ]
+    return torch.cat([preferred.unsqueeze(1), torch.tensor(found)], 1)
+
+
+def _number(meta: Mapping[str, Any], column: str) -> float:
+    value = meta.get(column)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(
+            f"a pair has {value!r} in the column {column!r} (`rewards` of the source); it must be "
+            f"a finite number, and its further columns are {sorted(meta)}"
+        )
+    return float(value)
+
+
 def _sides(pair: Preference) -> list[tuple[Prompt, list[Output]]]:
     if pair.rejected_prompt is None:
         return [(pair.prompt, [pair.chosen, pair.rejected])]
@@ -232,14 +325,26 @@ def _decoded(trajectory: Trajectory) -> list[Output]:
 
 
 def _rollout_metrics(
-    trajectory: Trajectory, reward: Tensor, group_size: int
+    mask: Tensor, reward: Tensor, group_size: int
 ) -> dict[str, tuple[float, float]]:
-    rows = float(len(trajectory))
+    rows = float(len(mask))
     first = reward if reward.ndim == 1 else reward.sum(-1)
     spread = first.view(-1, group_size).std(-1) if group_size > 1 else torch.zeros(1)
-    lengths = trajectory.mask.sum(1).float()
+    lengths = mask.sum(1).float()
     return {
         "rollout/reward": (float(first.sum()), rows),
         "rollout/reward_std": (float(spread.sum()), float(spread.numel())),
         "rollout/length": (float(lengths.sum()), rows),
     }
+
+
+def beside(own: Trajectory, other: Trajectory) -> Trajectory:
+    """Two trajectories of the same prompts as one, the rows of a prompt adjacent, ``own`` first.
+
+    Prompts are kept once. ``log_probs`` are dropped: another distribution drew the other's rows.
+    """
+    joined = Trajectory.concatenate([own, other])
+    prompt_of = torch.cat([own.prompt_of, other.prompt_of])
+    order = torch.argsort(prompt_of, stable=True)
+    shared = replace(joined, static=own.static, prompt_of=prompt_of, log_probs=None)
+    return shared.rows(order)

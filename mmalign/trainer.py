@@ -221,7 +221,7 @@ class Trainer:
         objective, pieces = self.objective, self.scoring.pieces(batch)
         # Gradients are averaged over processes, while the loss is a sum over all their rows.
         scale = distributed.world_size() / max(denominator, 1e-12)
-        want = objective.needs & ON_REQUEST
+        want = objective.needs & (ON_REQUEST | {"features"})
         against = getattr(self.reference, "network", None) if want & AGAINST else None
         found: list[dict[str, Metric]] = []
         for number, piece in enumerate(pieces):

@@ -28,19 +28,24 @@ from mmalign.objectives import (
     EXO,
     FDPO,
     GRPO,
+    INPO,
     IPO,
     KTO,
     LDDPO,
+    MODPO,
     MPO,
     NCA,
     OPADPO,
     ORPO,
     PPO,
+    PRO,
     SFT,
     SPO,
     SPPO,
     TDPO2,
+    TRPA,
     WPO,
+    XPO,
     AlphaPO,
     Anchored,
     AOTUnpaired,
@@ -52,6 +57,7 @@ from mmalign.objectives import (
     DiscoPOP,
     DPOWithSFT,
     Hinge,
+    LambdaDPO,
     LatentEM,
     LengthNormalisedDPO,
     Logic,
@@ -231,6 +237,12 @@ OBJECTIVES: dict[str, Objective] = {
     "wpo": WPO(),
     "mpo": MPO(),
     "anchored": Anchored(),
+    "pro": PRO(),
+    "lambda_dpo": LambdaDPO(),
+    "modpo": MODPO(),
+    "xpo": XPO(),
+    "inpo": INPO(),
+    "trpa": TRPA(kl_weight=0.1),
     "grpo": GRPO(),
     "grpo_kl": GRPO(beta=0.04),
     "dapo": GRPO(epsilon_high=0.28, aggregate="token"),
@@ -249,9 +261,15 @@ OBJECTIVES: dict[str, Objective] = {
 FEWER = {
     "anchored": {"text", "flow_elbo"},
     "cdpo_critical": {"lvlm", "flow_path"},
+    "inpo": {"text", "flow_path"},
+    "lambda_dpo": {"text", "flow_path"},
+    "modpo": {"text", "flow_elbo"},
     "mpo": {"text", "diffusion_elbo", "flow_path"},
+    "pro": {"text", "ar_image", "diffusion_elbo"},
     "tdpo2": {"text", "lvlm_several_images", "ar_image", "flow_path"},
+    "trpa": {"text", "diffusion_path"},
     "wpo": {"text", "ar_image", "diffusion_path"},
+    "xpo": {"lvlm", "diffusion_elbo"},
 }
 """Objectives that are tried on these adapters alone: their arithmetic is that of another line."""
 
@@ -301,7 +319,7 @@ def sampled(case: Case, policy: Policy, *, num_prompts: int = 2, group_size: int
 
 
 def batch_of(trajectory: Trajectory, *, group_size: int = 3) -> Batch:
-    """A batch with rewards that differ within each group."""
+    """A batch with rewards that differ within each group; every second row is the reference's."""
     rows = len(trajectory)
     reward = torch.tensor([float((7 * i) % 5) for i in range(rows)])
     return Batch(
@@ -309,6 +327,7 @@ def batch_of(trajectory: Trajectory, *, group_size: int = 3) -> Batch:
         group=torch.arange(rows) // group_size,
         reward=reward,
         weight=trajectory.mask.float(),
+        from_reference=torch.arange(rows) % 2 == 1,
     )
 
 
@@ -332,6 +351,9 @@ def with_scores(policy: Policy, batch: Batch, objective: Objective) -> Batch:
         batch = with_step_weights(batch)
     with torch.no_grad():
         found = policy.scorer(batch.trajectory, frozenset(), None)
+    if isinstance(objective, MODPO):
+        brevity = -batch.trajectory.mask.sum(1).float()
+        batch = replace(batch, reward=torch.stack([batch.reward, brevity], 1))
     if "reference" in objective.needs:
         batch = replace(batch, reference=found["log_probs"])
     if "behaviour" in objective.needs:

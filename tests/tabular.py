@@ -44,6 +44,7 @@ class Tabular(nn.Module):
             kl=torch.where(mask, (table.exp() * (table + 1.6)).sum(-1)[state], zero),
             kl_forward=torch.where(mask, -(table + UNIFORM).mean(-1)[state], zero),
             log_collision=torch.where(mask, (2 * table).logsumexp(-1)[state], zero).detach(),
+            features=self.logits[state].detach(),
             values=torch.where(mask, self.value[state], zero),
         )
 
@@ -109,7 +110,7 @@ def padded(made: Batch, columns: int) -> Batch:
 
     fields = {
         name: wider(getattr(made, name), 0.0)
-        for name in ("weight", "reference", "behaviour", "values", "step_reward")
+        for name in ("weight", "reference", "behaviour", "values", "step_reward", "step_of")
         if getattr(made, name) is not None
     }
     return replace(

@@ -14,11 +14,13 @@ from mmalign.functional.absolute import apo_down, apo_zero, bco, nca_pair
 from mmalign.functional.advantage import gae, group_advantage, tied_rows, whiten
 from mmalign.functional.anchored import anchor, stepwise_margin
 from mmalign.functional.coupled import aot, aot_unpaired
+from mmalign.functional.games import inpo, trpa, xpo
 from mmalign.functional.gaussian import (
     gaussian_kl,
     gaussian_log_collision,
     gaussian_log_probs,
 )
+from mmalign.functional.lists import lambda_dpo, pro
 from mmalign.functional.logistic import (
     cdpo_smoothing,
     discopop,
@@ -32,6 +34,7 @@ from mmalign.functional.logistic import (
     rdpo,
 )
 from mmalign.functional.reference_free import alphapo, cpo, dpo_sft, mapo, orpo, simpo
+from mmalign.functional.several import modpo
 from mmalign.functional.spread import best_of, mean_pairwise
 from mmalign.functional.squared import ipo, sppo_hard
 from mmalign.functional.stable import exp_bounded, log1mexp, masked_mean, masked_sum
@@ -99,10 +102,12 @@ __all__ = [
     "gaussian_log_probs",
     "group_advantage",
     "hinge",
+    "inpo",
     "ipo",
     "kl",
     "kto",
     "label_posterior",
+    "lambda_dpo",
     "latent_em",
     "ln_dpo",
     "log1mexp",
@@ -110,9 +115,11 @@ __all__ = [
     "masked_mean",
     "masked_sum",
     "mean_pairwise",
+    "modpo",
     "nca_pair",
     "on_policy_log_weights",
     "orpo",
+    "pro",
     "rdpo",
     "simpo",
     "sppo_hard",
@@ -121,6 +128,8 @@ __all__ = [
     "tdpo1",
     "tdpo2",
     "tied_rows",
+    "trpa",
     "value_loss",
     "whiten",
+    "xpo",
 ]

@@ -14,8 +14,10 @@ from mmalign.objectives.ddpo import DDPO
 from mmalign.objectives.dpo import DPO
 from mmalign.objectives.dpok import DPOK
 from mmalign.objectives.grpo import GRPO
+from mmalign.objectives.inpo import INPO
 from mmalign.objectives.ipo import IPO
 from mmalign.objectives.kto import KTO, APOZeroUnpaired
+from mmalign.objectives.lambda_dpo import LambdaDPO, TreePO
 from mmalign.objectives.latent_em import LatentEM
 from mmalign.objectives.logic import Logic
 from mmalign.objectives.margin import (
@@ -30,13 +32,17 @@ from mmalign.objectives.margin import (
     RobustDPO,
 )
 from mmalign.objectives.mixture import MPO, Term
+from mmalign.objectives.modpo import MODPO
 from mmalign.objectives.opa_dpo import OPADPO
 from mmalign.objectives.ppo import PPO
+from mmalign.objectives.pro import PRO
 from mmalign.objectives.reference_free import CPO, ORPO, AlphaPO, MaPO, SimPO
 from mmalign.objectives.sft import SFT
 from mmalign.objectives.step_pair import D3PO, SPO
 from mmalign.objectives.token_level import TDPO1, TDPO2, CriticalDPO
+from mmalign.objectives.trpa import TRPA
 from mmalign.objectives.weighted import WPO
+from mmalign.objectives.xpo import XPO
 from mmalign.protocols import Objective
 
 OBJECTIVES: Mapping[str, type[Objective]] = {
@@ -81,6 +87,13 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
     "wpo": WPO,
     "mpo": MPO,
     "anchored": Anchored,
+    "pro": PRO,
+    "lambda_dpo": LambdaDPO,
+    "tpo_tree": TreePO,
+    "modpo": MODPO,
+    "xpo": XPO,
+    "inpo": INPO,
+    "trpa": TRPA,
 }
 
 __all__ = [
@@ -94,21 +107,26 @@ __all__ = [
     "EXO",
     "FDPO",
     "GRPO",
+    "INPO",
     "IPO",
     "KTO",
     "LDDPO",
+    "MODPO",
     "MPO",
     "NCA",
     "OBJECTIVES",
     "OPADPO",
     "ORPO",
     "PPO",
+    "PRO",
     "SFT",
     "SPO",
     "SPPO",
     "TDPO1",
     "TDPO2",
+    "TRPA",
     "WPO",
+    "XPO",
     "AOTUnpaired",
     "APODown",
     "APOZero",
@@ -120,6 +138,7 @@ __all__ = [
     "DPOWithSFT",
     "DiscoPOP",
     "Hinge",
+    "LambdaDPO",
     "LatentEM",
     "LengthNormalisedDPO",
     "Logic",
@@ -127,4 +146,5 @@ __all__ = [
     "RobustDPO",
     "SimPO",
     "Term",
+    "TreePO",
 ]

@@ -265,9 +265,7 @@ def test_a_mixture(model: str) -> None:
 
 
 def test_a_mixture_of_what_is_not_paired_is_refused(policy: Policy) -> None:
-    with pytest.raises(
-        ValueError, match="must pair their rows: give each rollouts part a selector"
-    ):
+    with pytest.raises(ValueError, match="must pair their rows: give each part of rollouts"):
         drawn(SPECS["mixed"].build(policy, seed=SEED), 1)
 
 

@@ -19,21 +19,26 @@ from mmalign.objectives import (
     EXO,
     FDPO,
     GRPO,
+    INPO,
     IPO,
     KTO,
     LDDPO,
+    MODPO,
     MPO,
     NCA,
     OBJECTIVES,
     OPADPO,
     ORPO,
     PPO,
+    PRO,
     SFT,
     SPO,
     SPPO,
     TDPO1,
     TDPO2,
+    TRPA,
     WPO,
+    XPO,
     AlphaPO,
     Anchored,
     AOTUnpaired,
@@ -45,6 +50,7 @@ from mmalign.objectives import (
     DiscoPOP,
     DPOWithSFT,
     Hinge,
+    LambdaDPO,
     LatentEM,
     LengthNormalisedDPO,
     Logic,
@@ -52,6 +58,7 @@ from mmalign.objectives import (
     RobustDPO,
     SimPO,
     Term,
+    TreePO,
 )
 from mmalign.protocols import Objective
 from mmalign.types import Batch
@@ -110,6 +117,15 @@ TABLE = [
     DPOK(epsilon=0.2, kl="exact", kl_weight=0.1),
     DPOK(epsilon=0.2, kl="k2", kl_weight=10.0),
     DDPO(epsilon=0.2),
+    PRO(),
+    PRO(temperatures="ranks", sft_weight=0.0),
+    LambdaDPO(beta=0.5),
+    LambdaDPO(weights="ones"),
+    TreePO(beta=0.5, step_factor="adaptive"),
+    MODPO(beta=0.5, weights=(0.7, 0.3)),
+    XPO(beta=0.5, alpha=0.1),
+    INPO(eta=0.5, tau=0.2),
+    TRPA(beta=0.5, kl_weight=0.5),
 ]
 NAMES = [f"{type(o).__name__}-{i}" for i, o in enumerate(TABLE)]
 SCORED = ("log_probs", "entropy", "kl", "kl_forward", "log_collision", "values")
@@ -118,15 +134,20 @@ every_objective = pytest.mark.parametrize("objective", TABLE, ids=NAMES)
 
 def a_batch(seed: int = 0) -> Batch:
     made = tabular.batch(REWARDS, seed=seed)
+    steps = torch.arange(made.weight.shape[1]).expand_as(made.weight) // 2
+    made = replace(made, from_reference=torch.arange(len(made)) % 2 == 1, step_of=steps)
     return tabular.scored(
         made, reference=tabular.Tabular(seed=1), behaviour=tabular.Tabular(seed=2)
     )
 
 
 def credited(objective: Objective, batch: Batch) -> Batch:
-    """The batch after credit, with weights of the rejected sides' steps where they are needed."""
+    """The batch after credit, with weights of steps, and further rewards, where they are needed."""
     if "step_weights" in objective.needs:
         batch = with_step_weights(batch)
+    if isinstance(objective, MODPO):
+        brevity = -batch.trajectory.mask.sum(1).to(batch.reward)
+        batch = replace(batch, reward=torch.stack([batch.reward, brevity], 1))
     return objective.credit(batch)
 
 
@@ -229,7 +250,7 @@ def test_two_batches_in_one_are_the_sum(objective):
 
     But for the statistics that are taken over the whole batch by definition.
     """
-    whole = isinstance(objective, PPO | DDPO | MPO) or (
+    whole = isinstance(objective, PPO | DDPO | MPO | TRPA) or (
         isinstance(objective, GRPO) and objective.scale == "batch"
     )
     if whole or "coupled" in objective.needs:
@@ -375,6 +396,27 @@ CHANGES = [
     (DPOK, {"kl": "k2", "value_coefficient": 3.0}),
     (DDPO, {"epsilon": 0.3}),
     (DDPO, {"epsilon": 0.3, "advantage_clip": 0.3}),
+    (PRO, {"sft_weight": 0.3}),
+    (PRO, {"beta": 0.3}),
+    (PRO, {"temperatures": "ranks"}),
+    (LambdaDPO, {"beta": 0.3}),
+    (LambdaDPO, {"weights": "ones"}),
+    (TreePO, {"beta": 0.3}),
+    (TreePO, {"weights": "ones"}),
+    (TreePO, {"step_factor": "adaptive"}),
+    (MODPO, {"weights": (0.7, 0.3)}),
+    (MODPO, {"objective": 1}),
+    (MODPO, {"beta": 0.3}),
+    (MODPO, {"form": "hinge"}),
+    (XPO, {"alpha": 0.3}),
+    (XPO, {"beta": 0.3}),
+    (XPO, {"form": "ipo"}),
+    (INPO, {"eta": 0.3}),
+    (INPO, {"eta": 0.3, "tau": 0.1}),
+    (TRPA, {"beta": 0.3}),
+    (TRPA, {"anisotropy": 1.0}),
+    (TRPA, {"best_level": 2.5}),
+    (TRPA, {"kl_weight": 0.5}),
 ]
 
 
@@ -413,6 +455,10 @@ def test_needs():
     assert DPOK(kl="k3").needs == {"exact", "behaviour", "values", "reference"}
     assert DPOK(kl_weight=0.0).needs == {"exact", "behaviour", "values"}
     assert DDPO().needs == {"exact", "behaviour"}
+    assert PRO().needs == frozenset()
+    assert LambdaDPO().needs == XPO().needs == TRPA(kl_weight=0.0).needs == {"reference"}
+    assert INPO().needs == {"reference", "behaviour"}
+    assert TRPA().needs == {"reference", "behaviour", "exact"}
     assert D3PO().additive_over == "group_step"
     assert [o().additive_over for o in (DPO, IPO, GRPO, PPO)] == ["group", "group", "step", "step"]
 
@@ -451,6 +497,23 @@ def test_needs():
         (DPOK, {"kl_weight": -1.0}, "kl_weight=-1.0"),
         (DDPO, {"advantage_clip": 0.0}, "advantage_clip=0.0"),
         (DDPO, {"min_count": 17}, "min_count=17"),
+        (PRO, {"beta": 0.0}, "beta=0.0"),
+        (PRO, {"sft_weight": -1.0}, "sft_weight=-1.0"),
+        (LambdaDPO, {"beta": 0.0}, "beta=0.0"),
+        (LambdaDPO, {"weights": "both"}, "weights='both'"),
+        (XPO, {"beta": 0.0}, "beta=0.0"),
+        (XPO, {"alpha": -1.0}, "alpha=-1.0"),
+        (XPO, {"form": "hinge"}, "form='hinge'"),
+        (INPO, {"eta": 0.001}, "0 < tau <= eta"),
+        (INPO, {"tau": 0.0}, "0 < tau <= eta"),
+        (TRPA, {"beta": 0.0}, "beta=0.0"),
+        (TRPA, {"kl_weight": -1.0}, "kl_weight=-1.0"),
+        (MODPO, {"weights": (0.5, 0.6)}, "of sum 1"),
+        (MODPO, {"weights": (1.5, -0.5)}, "of sum 1"),
+        (MODPO, {"weights": (0.04, 0.96)}, "below 0.05, and the loss divides by it"),
+        (MODPO, {"objective": 2}, "objective=2 is no place among the 2 weights"),
+        (MODPO, {"beta": 0.0}, "beta=0.0"),
+        (MODPO, {"form": "ipo"}, "form='ipo'"),
     ],
 )
 def test_senseless_settings_are_refused(kind, settings, message):

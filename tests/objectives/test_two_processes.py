@@ -10,7 +10,19 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from mmalign.objectives import AOT, BCO, GRPO, KTO, MPO, PPO, AOTUnpaired, LatentEM
+from mmalign.objectives import (
+    AOT,
+    BCO,
+    GRPO,
+    KTO,
+    MPO,
+    PPO,
+    PRO,
+    TRPA,
+    AOTUnpaired,
+    LambdaDPO,
+    LatentEM,
+)
 from mmalign.protocols import Objective
 from tests import tabular
 
@@ -28,6 +40,11 @@ COUPLED: dict[str, Objective] = {
     "kto": KTO(beta=0.5),
     "kto_matched": KTO(beta=0.5, kl_point="matched"),
     "mpo": MPO(),
+}
+LISTS: dict[str, Objective] = {
+    "pro": PRO(),
+    "lambda_dpo": LambdaDPO(beta=0.5),
+    "trpa": TRPA(beta=0.5, best_level=2.0, kl_weight=1.0),
 }
 SEED = 5  # Of a batch in which a process alone ranks its margins otherwise.
 SHARES = [[0, 1, 2], [3, 4, 5, 6, 7, 8]]
@@ -72,6 +89,24 @@ def compared(name: str, rows: list[int]) -> dict[str, torch.Tensor]:
     }
 
 
+def listed(name: str, rows: list[int]) -> dict[str, torch.Tensor]:
+    """Value and gradient of the rows' loss, and its denominator."""
+    objective, policy = LISTS[name], tabular.Tabular(seed=3)
+    batch = tabular.scored(
+        tabular.batch(REWARDS, seed=SEED),
+        reference=tabular.Tabular(seed=1),
+        behaviour=tabular.Tabular(seed=2),
+    )
+    batch = objective.credit(batch.rows(torch.tensor(rows)))
+    loss = objective.loss(policy.scores(batch.trajectory), batch).total
+    loss.backward()
+    return {
+        "loss": loss.detach(),
+        "gradient": policy.logits.grad,
+        "denominator": torch.tensor(batch.denominator),
+    }
+
+
 def learned(rows: list[int]) -> dict[str, torch.Tensor]:
     """What two batches teach about two annotators."""
     batch = tabular.batch(REWARDS, seed=SEED)
@@ -94,6 +129,8 @@ def worker(rank: int, folder: str) -> None:
         save_file(credited(name, SHARES[rank]), f"{folder}/{name}-{rank}.safetensors")
     for name in COUPLED:
         save_file(compared(name, SHARES[rank]), f"{folder}/{name}-{rank}.safetensors")
+    for name in LISTS:
+        save_file(listed(name, SHARES[rank]), f"{folder}/{name}-{rank}.safetensors")
     save_file(learned(SHARES[rank]), f"{folder}/learned-{rank}.safetensors")
     # One process without a pair: it must neither wait for ever nor change the other's statistic.
     tied_or_not = [[5, 6], [0, 1, 2]][rank]
@@ -132,6 +169,20 @@ def test_coupled_rows_have_the_gradient_of_the_whole_batch(name, folder):
         torch.testing.assert_close(found, whole[key], rtol=1e-12, atol=1e-12)
     alone = compared(name, SHARES[1])["gradient"]
     assert (alone - parts[1]["gradient"]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", sorted(LISTS))
+def test_lists_have_the_gradient_of_the_whole_batch(name, folder):
+    """Groups divided one to three; one of those is tied and counts nowhere. TRPA's estimate, whose
+    mean is over the steps of all processes, would weigh otherwise on one alone.
+    """
+    whole = listed(name, [*range(9)])
+    parts = [load_file(folder / f"{name}-{rank}.safetensors") for rank in range(2)]
+    for key in ("loss", "gradient", "denominator"):
+        found = parts[0][key] + parts[1][key]
+        torch.testing.assert_close(found, whole[key], rtol=1e-12, atol=1e-12)
+    alone = listed(name, SHARES[1])["gradient"]
+    assert ((alone - parts[1]["gradient"]).abs().max() > 1e-4) == (name == "trpa")
 
 
 def test_a_process_without_pairs_takes_part(folder):
