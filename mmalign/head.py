@@ -6,8 +6,8 @@ away. Here a tile of logits is made, what is needed of it is added up, and the n
 
 * the head is frozen: the derivative of each output by its state, ``[N, H]``, is added up along with
   the output, so that the backward pass is one product by element;
-* the head is trained: the backward pass makes the tiles a second time, apart from the first ones,
-  which are kept up to `KEPT_BYTES`, and adds up the gradients of states, weight and bias.
+* the head is trained: the backward pass goes over the tiles a second time, most of which were kept
+  (`mmalign.kept`), and adds up the gradients of states, weight and bias.
 
 Sums are float32 (float64 where the states are), whatever the dtype of the network. Both functions
 differentiate once.
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmalign.forward_kl import forward_kl
+from mmalign.kept import Kept, Tile
 from mmalign.online import Job, Sums
 from mmalign.protocols import AGAINST, Want
 from mmalign.tiles import Block, Head, Side, Tiling, accumulate, without
@@ -32,9 +33,6 @@ __all__ = ["Head", "head_scores"]
 
 TOP_K = 10
 """How many of the likeliest symbols `top_k_mass` and `top_k_entropy` are about."""
-KEPT_BYTES = 28 * 2**20
-Tiles = dict[tuple[int, int], Tensor]
-"""Logits by first symbol and first row."""
 TOP = ("top_k_mass", "top_k_entropy")
 FROM_LOGITS = frozenset({"entropy", "kl", "log_collision", *TOP})
 """What one pass of this module's gives, beside log-probs."""
@@ -109,24 +107,24 @@ def _comparable(head: Head, against: tuple[Tensor, Head] | None) -> tuple[Tensor
     return against
 
 
-def _scan(side: Side, job: Job, *, derivative: bool = False, kept: Tiles | None = None) -> Sums:
-    """One pass over all tiles; the first ones go into ``kept`` by their first symbol and row."""
+def _scan(side: Side, job: Job, *, derivative: bool = False, kept: Kept | None = None) -> Sums:
+    """One pass over all tiles, of which ``kept`` keeps what it has room for."""
     other, tiling = job.other(), job.tiling(side)
     sums = Sums(side, job, derivative=derivative)
-    room = 0 if kept is None else KEPT_BYTES
     with torch.autocast(side.states.device.type, enabled=False):
         for symbols in tiling.symbols:
             block = side.block(symbols)
             facing = None if other is None else other.block(symbols)
             for rows in tiling.rows:
-                z = tiling.tile(0, rows, block)
-                room -= z.nbytes
-                if kept is not None and room >= 0:
-                    z = kept[symbols.start, rows.start] = torch.empty_like(z)
+                place = None if kept is None else kept.place(rows, block)
+                z = tiling.tile(0, rows, block) if place is None else place
                 side.logits(rows, block, z)
                 if other is not None and facing is not None:
                     other.logits(rows, facing, tiling.tile(job.last, rows, block))
                 sums.add(rows, block, z, tiling)
+                if kept is not None and place is not None:
+                    top = sums.top[rows].clone() if sums.in_place else None
+                    kept.keep(rows, block, Tile(values=place, top=top))
     return sums
 
 
@@ -154,8 +152,9 @@ class _Recomputing(torch.autograd.Function):
     def forward(
         ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, job: Job
     ) -> tuple[Tensor, ...]:
-        ctx.kept = {}
-        ctx.sums = _scan(Side(states, job.head), job, kept=ctx.kept)
+        side = Side(states, job.head)
+        ctx.kept = Kept(side, trained=ctx.needs_input_grad[1])
+        ctx.sums = _scan(side, job, kept=ctx.kept)
         ctx.save_for_backward(states, weight, bias)
         return _marked(ctx, ctx.sums.outputs(), job)
 
@@ -166,8 +165,8 @@ class _Recomputing(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         states, weight, bias = ctx.saved_tensors
         side = Side(states, replace(ctx.sums.job.head, weight=weight, bias=bias))
-        found = _Gradients(side, ctx.sums, gradients, needed=ctx.needs_input_grad)
-        found.collect(ctx.kept)
+        found = _Gradients(side, ctx.sums, gradients, kept=ctx.kept, needed=ctx.needs_input_grad)
+        found.collect()
         return (
             None if found.states is None else found.states.to(states.dtype),
             found.weight,
@@ -191,13 +190,19 @@ class _Gradients:
     """
 
     def __init__(
-        self, side: Side, sums: Sums, gradients: Sequence[Tensor], *, needed: Sequence[bool]
+        self,
+        side: Side,
+        sums: Sums,
+        gradients: Sequence[Tensor],
+        *,
+        kept: Kept,
+        needed: Sequence[bool],
     ) -> None:
         job, head, x = sums.job, side.head, side.states
         pairs = zip(job.names, gradients, strict=False)
         by = {name: g.to(side.work).mul(side.gain).unsqueeze(1) for name, g in pairs}
         values = sums.values()
-        self.side, self.sums = side, sums
+        self.side, self.sums, self.kept = side, sums, kept
         # The derivative by a logit is p times (constant + slope log p + of_other log q), and at the
         # chosen symbol `own` more; a banned token has probability 0 whatever the states are.
         self.own = torch.where(sums.chosen.isfinite(), by["log_probs"], 0.0)
@@ -216,26 +221,30 @@ class _Gradients:
         if needed[0]:
             self.states = torch.zeros(x.shape, dtype=side.work, device=x.device)
         if needed[1]:
-            self.weight = (torch.empty_like if len(x) else torch.zeros_like)(head.weight)
+            memory = kept.handed_over()
+            self.weight = torch.empty_like(head.weight) if memory is None else memory
+            if not len(x):
+                self.weight.zero_()
         if needed[2]:
             self.bias = torch.zeros(len(head.weight), dtype=side.work, device=x.device)
 
-    def collect(self, kept: Tiles) -> None:
-        """Go over all tiles; those in ``kept`` are taken out of it."""
+    def collect(self) -> None:
+        """Go over all tiles; those that were kept are not made again."""
         side, job = self.side, self.sums.job
         other, tiling = job.other(), job.tiling(side)
         with torch.autocast(side.states.device.type, enabled=False):
             for symbols in tiling.symbols if tiling.rows else ():
                 block = side.block(symbols)
                 facing = None if other is None else other.block(symbols)
-                by_weight = self._by_weight(symbols)
+                by_weight = self._by_weight(symbols, alone=len(tiling.rows) == 1)
                 for rows in tiling.rows:
-                    z = kept.pop((symbols.start, rows.start), None)
-                    if z is None:
+                    tile = self.kept.pop(rows, block)
+                    if tile is None:
                         z = side.logits(rows, block, tiling.tile(0, rows, block))
+                        tile = Tile(values=z, top=None)
                     if other is not None and facing is not None:
                         other.logits(rows, facing, tiling.tile(job.last, rows, block))
-                    found = self._by_logits(rows, block, z, tiling)
+                    found = self._by_logits(rows, block, tile, tiling)
                     if self.states is not None:
                         accumulate(self.states[rows], found, block.weight)
                     if by_weight is not None:
@@ -246,20 +255,26 @@ class _Gradients:
                 if self.weight is not None and by_weight is not None:
                     self.weight[symbols] = by_weight
 
-    def _by_weight(self, symbols: slice) -> Tensor | None:
-        """Where the gradient of a block adds up: in its place in the whole if that is exact."""
+    def _by_weight(self, symbols: slice, *, alone: bool) -> Tensor | None:
+        """Where the gradient of a block adds up.
+
+        In its place in the whole, if that is exact and one product: tiles of further rows of the
+        block may wait there until they are used.
+        """
         if self.weight is None:
             return None
         place, work = self.weight[symbols], self.side.work
-        return place if place.dtype == work else torch.empty_like(place, dtype=work)
+        return place if alone and place.dtype == work else torch.empty_like(place, dtype=work)
 
-    def _by_logits(self, rows: slice, block: Block, z: Tensor, tiling: Tiling) -> Tensor:
+    def _by_logits(self, rows: slice, block: Block, tile: Tile, tiling: Tiling) -> Tensor:
         """``[n, v]`` gradient by the network's raw logits."""
-        p = torch.sub(z, self.log_total[rows], out=tiling.tile(1, rows, block))
-        constant = self.constant[rows]
-        if self.slope is None:
-            p.exp_().mul_(constant)
+        z, p, constant = tile.values, tiling.tile(1, rows, block), self.constant[rows]
+        if tile.top is not None:
+            torch.mul(z, (tile.top - self.log_total[rows]).exp_().mul_(constant), out=p)
+        elif self.slope is None:
+            torch.sub(z, self.log_total[rows], out=p).exp_().mul_(constant)
         else:
+            torch.sub(z, self.log_total[rows], out=p)
             if self.of_other is None:
                 factor = torch.mul(p, self.slope[rows], out=tiling.tile(2, rows, block))
             else:

@@ -50,6 +50,7 @@ class Sums:
             and the difference of the two networks' logits for kl.
         moments: ``[N, H]`` under each name: ``sum e^y f z' w``, with w the symbol's row of the
             weight and z' the slope of the cap; empty where no derivative is wanted.
+        in_place: Whether `add` leaves ``e^y`` in the place of the logits.
         other: ``[N, 1]`` log of the reference's ``sum e^z``.
         best: ``[N, k]`` the largest logits.
         squares: ``[N, 1]`` ``sum e^2y``, where the collision is wanted.
@@ -61,6 +62,7 @@ class Sums:
             return torch.full(shape, value, dtype=side.work, device=side.states.device)
 
         self.side, self.job = side, job
+        self.in_place = job.names == ("log_probs",) and side.cap is None
         # Not -inf: where the first block is all banned, -inf - -inf would spoil the sums.
         self.top = filled(torch.finfo(side.work).min)
         # A token outside the vocabulary must not pass for one of probability 0.
@@ -101,6 +103,8 @@ class Sums:
         self, rows: slice, block: Block, z: Tensor, tiling: Tiling
     ) -> dict[str, Tensor]:
         """``e^y f`` under each name."""
+        if self.in_place:
+            return {"log_probs": z.sub_(self.top[rows]).exp_()}
         found = {name: tiling.tile(i, rows, block) for i, name in enumerate(self.job.names, 1)}
         e = found["log_probs"]
         if "entropy" in found:

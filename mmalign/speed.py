@@ -19,10 +19,8 @@ from mmalign.types import Trajectory
 COUNTED_UPDATE = 3
 COUNTED_EVERY = 100
 """FLOPs are counted in an update after warm-up, and anew from time to time, since caches fill."""
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Parameters of ``mallopt``, from glibc's ``malloc.h``."""
-LARGEST_HEAP_BLOCK = 32 * 2**20
-"""Glibc allows no more; it gets there by itself once blocks of that size have been freed."""
 KEEP = 2**31 - 1
 
 
@@ -30,8 +28,10 @@ def keep_freed_memory(device: torch.device) -> None:
     """Have the C library keep what tensors on a CPU free, for the tensors of the next step.
 
     By default glibc hands large blocks back to the system at once, which clears each of their pages
-    anew when it is touched again: tens of thousands of page faults a step. Kept, resident memory
-    stays near its peak between steps; the peak is the same. Other C libraries are left as they are.
+    anew when it is touched again: tens of thousands of page faults a step. So no block gets a
+    mapping of its own, however large (the gradient of a vocabulary, say), and the heap is never
+    trimmed. Resident memory then stays near its peak between steps; the peak is the same. Other C
+    libraries are left as they are.
 
     Args:
         device: Where the run computes; accelerators keep freed memory anyway.
@@ -39,7 +39,7 @@ def keep_freed_memory(device: torch.device) -> None:
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         return
     library = ctypes.CDLL(None)
-    for name, value in ((M_MMAP_THRESHOLD, LARGEST_HEAP_BLOCK), (M_TRIM_THRESHOLD, KEEP)):
+    for name, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, KEEP)):
         assert library.mallopt(name, value) == 1
 
 

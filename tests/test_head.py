@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmalign import head as module
+from mmalign import kept as module
 from mmalign import tiles, tokens
 from mmalign.forward_kl import forward_kl
 from mmalign.head import TOP_K, Head, head_scores
@@ -116,8 +116,8 @@ def test_values_and_gradients_are_the_longhand_ones(trained, kind, dtype, tile_b
     chosen = CHOSEN.clamp(min=10) if kind == "banned" else CHOSEN
     # Logits are kept for the backward pass of a head in training alone.
     room = [0, 300, 2**20] if {"weight", "bias"} & set(trained.split()) else [0]
-    for want, kept in itertools.product(WANTS, room):
-        monkeypatch.setattr(module, "KEPT_BYTES", kept)
+    for want, apart in itertools.product(WANTS, room):
+        monkeypatch.setattr(module, "APART_BYTES", apart)
         x, own, parts = copies(states, head, trained)
         found = head_scores(x, chosen, own, want=want, against=other)
         assert found.keys() == {"log_probs", *want}
@@ -262,6 +262,24 @@ def test_the_gradient_is_not_differentiated_again():
     (gradient,) = torch.autograd.grad((values**2).sum(), states, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize(("count", "width"), [(7, 5), (3, 16)])
+def test_a_second_backward_pass_finds_nothing_kept(count, width, monkeypatch):
+    """Logits wait in the gradient's memory, which the first pass hands out; twice gives twice."""
+    monkeypatch.setitem(tiles.TILE_BYTES, "cpu", 400)
+    states = drawn(count, width).requires_grad_()
+    weight = drawn(V, width, seed=1).requires_grad_()
+    loss = head_scores(states, CHOSEN[:count], Head(weight=weight))["log_probs"].sum()
+    loss.backward(retain_graph=True)
+    once = states.grad.clone(), weight.grad.clone()
+    log_p = (states.double() @ weight.double().T).log_softmax(1)
+    expected = torch.autograd.grad(
+        log_p[torch.arange(count), CHOSEN[:count]].sum(), (states, weight)
+    )
+    torch.testing.assert_close(once, tuple(g.float() for g in expected), rtol=1e-5, atol=1e-5)
+    loss.backward()
+    torch.testing.assert_close((states.grad, weight.grad), tuple(2 * g for g in once))
 
 
 def test_misuse_is_refused():
