@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from mmalign.pieces import extents
+from mmalign.text.layout import LAYOUT, Layout, Segment
 from mmalign.text.rows import left_padded, prefix_mask
-from mmalign.text.shared import LAYOUT, Layout, Segment, no_mask
+from mmalign.text.shared import no_mask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +132,7 @@ def packed(
         prompts=order,
         row=torch.zeros_like(column),
         column=column,
-        layout=Layout(segments=tuple(segments)),
+        layout=Layout(segments=tuple(segments), read=column.unique()),
     )
 
 

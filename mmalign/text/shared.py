@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -26,39 +25,15 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from mmalign.text.last_layer import narrow_last_layer
+from mmalign.text.layout import LAYOUT, Layout, Segment
+
 logger = logging.getLogger(__name__)
 
 NAME = "mmalign_shared_prompts"
-LAYOUT = "shared_prompt_layout"
-"""The keyword through which a layout reaches every attention layer."""
 CAUSAL_LAYERS = {"full_attention", "sliding_attention"}
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 HALF_TOLERANCE = 5e-2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """Where a prompt and its answers stand in the row; ends are exclusive."""
-
-    start: int
-    end: int
-    answers: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """The segments of a packed row, in order and without gaps."""
-
-    segments: tuple[Segment, ...]
-
-    @property
-    def lengths(self) -> list[int]:
-        """Of every prompt and answer, in the order of the row; they add up to N."""
-        return [
-            end - start
-            for segment in self.segments
-            for start, end in ((segment.start, segment.end), *segment.answers)
-        ]
 
 
 def _attention(
@@ -97,14 +72,18 @@ def _attention(
     queries, keys, values = (iter(x.split(layout.lengths, 2)) for x in (query, key, value))
     parts = []
     for segment in layout.segments:
-        key_of_prompt, value_of_prompt = next(keys), next(values)
-        parts.append(_attend(next(queries), key_of_prompt, value_of_prompt, 0, window, settings))
+        asked, key_of_prompt, value_of_prompt = next(queries), next(keys), next(values)
+        length = segment.end - segment.start
+        left_out = length - 1 if layout.is_last else 0
+        if left_out:
+            parts.append(torch.zeros_like(asked[:, :, :left_out]))
+            asked = asked[:, :, left_out:]
+        parts.append(_attend(asked, key_of_prompt, value_of_prompt, left_out, window, settings))
         for _ in segment.answers:
             seen = torch.cat([key_of_prompt, next(keys)], 2)
             read = torch.cat([value_of_prompt, next(values)], 2)
-            before = segment.end - segment.start
-            parts.append(_attend(next(queries), seen, read, before, window, settings))
-    return torch.cat(parts, 2).transpose(1, 2), None
+            parts.append(_attend(next(queries), seen, read, length, window, settings))
+    return torch.cat([part.transpose(1, 2) for part in parts], 1), None
 
 
 def _attend(
@@ -172,12 +151,27 @@ def share_prompts(decoder: PreTrainedModel) -> bool:
         reason = _difference(decoder)
         if reason is not None:
             decoder.config._attn_implementation = "sdpa"
-    if reason is not None:
+    if reason is None:
+        _narrow(decoder)
+    else:
         logger.warning(
             "%s: prompts are repeated for each answer in scoring, since %s",
             type(decoder).__name__, reason,
         )  # fmt: skip
     return reason is None
+
+
+def _narrow(decoder: PreTrainedModel) -> None:
+    """Leave out of the last layer what is not read, if the answers stay what they are."""
+    handles = narrow_last_layer(decoder)
+    reason = _difference(decoder) if handles else None
+    if reason is not None:
+        for handle in handles:
+            handle.remove()
+        logger.warning(
+            "%s: its last layer runs on every token of a prompt, since with the last alone %s",
+            type(decoder).__name__, reason,
+        )  # fmt: skip
 
 
 def _obstacle(decoder: PreTrainedModel) -> str | None:
@@ -209,7 +203,8 @@ def _difference(decoder: PreTrainedModel) -> str | None:
             for answer in (first, second)
         ]
     )
-    layout = Layout(segments=(Segment(start=0, end=5, answers=((5, 8), (8, 11))),))
+    segment = Segment(start=0, end=5, answers=((5, 8), (8, 11)))
+    layout = Layout(segments=(segment,), read=torch.arange(4, 11, device=device))
     packed = decoder(
         input_ids=ids.unsqueeze(0),
         position_ids=torch.cat([positions, positions[5:]]).unsqueeze(0),

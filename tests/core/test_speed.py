@@ -140,7 +140,8 @@ print(plain, untouched, faults())
 def test_freed_memory_is_kept():
     """Five times 128 MB, 4 KB a page: 163,840 faults where it goes back to the system, or none.
 
-    Half of it is one block, larger than any that glibc keeps unasked. In a process of its own: what a C library was told cannot be taken back.
+    Half of it is one block, larger than any that glibc keeps unasked. In a process of its own: what
+    a C library was told cannot be taken back.
     """
     done = subprocess.run(
         [sys.executable, "-c", FAULTS], check=True, capture_output=True, text=True

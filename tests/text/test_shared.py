@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from mmalign import lora
-from mmalign.text import CausalAdapter, Sampling
+from mmalign.text import CausalAdapter, Sampling, shared
 from mmalign.text.packing import counted, packed, side_by_side
 from mmalign.text.policy import checkpoint_activations
 from mmalign.text.shared import share_prompts, shares_prompts, worth_sharing
@@ -292,3 +292,44 @@ def test_the_cost_rule():
     assert worth_sharing([256], [0, 0], [64, 64])  # 640 positions against 384.
     assert not worth_sharing([64, 64], [0, 1], [64, 64])  # 256 against 256.
     assert worth_sharing([10, 200], [0, 1], [5, 5])  # Nothing shared, but 410 against 220: padding.
+
+
+def rows_through(model: PreTrainedModel, trajectory: Trajectory) -> dict[str, int]:
+    """How many rows each part of the layers is given when answers are scored, packed."""
+    found = {}
+    for name, module in model.get_decoder().named_modules():
+        if name.endswith(("_proj", "input_layernorm")):
+            module.register_forward_hook(
+                lambda _, arguments, output, name=name: found.update({name: arguments[0].shape[1]})
+            )
+    adapter(True).scores(model, trajectory)
+    return found
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_the_last_layer_leaves_out_what_is_not_read(trajectory, checkpointed):
+    """Prompts of 7, 3, 12; answers read 5 + 1, 0, 3 + 4 + 2: 37 rows, of which 22 - 3 are prompt.
+
+    The token that is not scored stands at the third place of an answer, so the second predicts
+    nothing: 37 - 19 - 1 = 17 rows are read, also where activations are recomputed.
+    """
+    model = made("llama")
+    if checkpointed:
+        checkpoint_activations(model)
+    share_prompts(model.get_decoder())
+    found = rows_through(copy.deepcopy(model), trajectory)
+    for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"):
+        assert (found[f"layers.0.{part}"], found[f"layers.1.{part}"]) == (37, 17), part
+    for part in ("self_attn.k_proj", "self_attn.v_proj", "input_layernorm"):
+        assert found[f"layers.1.{part}"] == 37, part
+
+
+def test_a_last_layer_that_would_answer_otherwise_runs_on_every_token(
+    trajectory, monkeypatch, caplog
+):
+    found = iter([None, "it then answers otherwise"])
+    monkeypatch.setattr(shared, "_difference", lambda decoder: next(found))
+    model = made("llama")
+    assert share_prompts(model.get_decoder())
+    assert "runs on every token" in caplog.text
+    assert set(rows_through(model, trajectory).values()) == {37}
