@@ -68,6 +68,11 @@ CLAIM = Claim(
         "and an autoregressive image model draw."
     ),
     source="2305.18290, 2310.12036, 2402.01306, 2403.00409, 2509.24159",
+    notes=(
+        "Short runs of 20 (diffusion) and 24 (AR image) updates. kto sees single outputs, half as "
+        "many again as the pairs have sides. rdpo takes a tenth of the labels to be wrong; none "
+        "is."
+    ),
     run=run,
     comparisons=tuple(
         Comparison(metric=GRADED, arm=f"{model}, {name}", over=f"{model}, before")

@@ -65,6 +65,10 @@ CLAIM = Claim(
         "random twentieth and reaches in a quarter of the updates what all pairs do."
     ),
     source="2410.10166",
+    notes=(
+        "The proxy is the tiny CLIP and the prompts are compared by their words. The random "
+        "twentieth is the first rows of the same set, its labels as noisy."
+    ),
     run=run,
     comparisons=tuple(
         comparison

@@ -42,6 +42,12 @@ CLAIM = Claim(
         "its objective would rank right, and mends less than half of what was ranked wrong."
     ),
     source="2405.19534",
+    notes=(
+        "The small models rank nearly every held-out pair right before training (0.980 here, all "
+        "sums in text), so the gap is small where the paper's are wide; what carries over is that "
+        "DPO mends few of the wrong ones. On recorded pictures, DPO on an autoregressive image "
+        "model lowered the share from 0.990 to 0.963 (one seed)."
+    ),
     run=run,
     comparisons=(
         Comparison(metric=RIGHT, arm=AFTER, over=OPTIMUM, sign="lower"),

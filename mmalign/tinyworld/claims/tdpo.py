@@ -72,6 +72,10 @@ def divergences(
 CLAIM = Claim(
     statement="TDPO2 scores as DPO does, at a lower sequential KL to the reference.",
     source="2404.11999",
+    notes=(
+        "At equal settings; the divergence is that of the reference to the policy, exact at every "
+        "token."
+    ),
     run=run,
     comparisons=(
         Comparison(metric=CHOSEN_KL, arm="tdpo2", over="dpo", sign="lower"),
