@@ -50,7 +50,7 @@ CLAIM = Claim(
     notes=(
         "Sums in text; rdpo is told the share that is flipped. The beta is what makes labels "
         "matter: with a fifth of them wrong, DPO's loss is least at a margin of log 4 / beta "
-        "nats. At a beta of 0.5 and 100 updates neither dpo nor rdpo had come that far, and both did "
+        "nats. At a beta of 0.5 and 100 updates neither dpo nor rdpo had come that far, both did "
         "alike, and better than here (0.915 and 0.920 of 400 sums at a fifth, one seed): a low "
         "beta is a remedy too. latent_em starts from a reliability of 0.75 and moves by a fifth of "
         "the way each batch; from 0.9 and by a tenth it inferred 26 % of 40 % after 50 updates."

@@ -21,10 +21,11 @@ ACCIDENT = 0.9
 """Share of the pairs whose wrong answer is the longer one that are labelled the other way."""
 WORDS = "words per description"
 OBJECTIVES = {
-    "dpo": "{type: dpo, beta: 0.1}",
-    "ln_dpo": "{type: ln_dpo, beta: 5}",
-    "simpo": "{type: simpo, beta: 2.5, gamma: 0.5}",
+    "dpo": ("{type: dpo, beta: 0.1}", 4e-4),
+    "ln_dpo": ("{type: ln_dpo, beta: 5}", 4e-4),
+    "simpo": ("{type: simpo, beta: 2.5, gamma: 1.375}", 2e-4),
 }
+"""With the rate of each: nothing holds simpo to where it started."""
 
 
 def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
@@ -33,7 +34,7 @@ def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
     if not file.exists():
         write_preferences(file, longer_preferred(seed))
     arms = {"before": start(CONFIG)}
-    for name, objective in OBJECTIVES.items():
+    for name, (objective, rate) in OBJECTIVES.items():
         output = trained(
             CONFIG,
             folder / name,
@@ -41,7 +42,7 @@ def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
             overrides=[
                 f"objective={objective}",
                 f"source.data={{type: file, path: {file}}}",
-                "training.learning_rate=4e-4",
+                f"training.learning_rate={rate}",
             ],
         )
         arms[name] = aligned(output)
@@ -74,6 +75,12 @@ CLAIM = Claim(
         "(simpo, ln_dpo) write less than DPO and describe as well."
     ),
     source="2405.14734, 2411.15124",
+    notes=(
+        "Nine in ten of the wrong descriptions that are longer were preferred. With half of them, "
+        "at half the rate, all wrote as long as before. simpo trains at half the others' rate: at "
+        "theirs it was shorter than DPO and scored less (29.9 words and 0.706, against 30.2 and "
+        "0.739; one seed), and a margin of 0.5 did not help (30.0 and 0.655)."
+    ),
     run=run,
     comparisons=tuple(
         comparison
