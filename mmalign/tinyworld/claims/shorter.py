@@ -20,12 +20,15 @@ RECORDED, HELDOUT = 2000, 400
 ACCIDENT = 0.9
 """Share of the pairs whose wrong answer is the longer one that are labelled the other way."""
 WORDS = "words per description"
-OBJECTIVES = {
-    "dpo": ("{type: dpo, beta: 0.1}", 4e-4),
-    "ln_dpo": ("{type: ln_dpo, beta: 5}", 4e-4),
-    "simpo": ("{type: simpo, beta: 2.5, gamma: 1.375}", 2e-4),
+DPO = "{type: dpo, beta: 0.1}"
+FAST, SLOW = 4e-4, 2e-4
+ARMS = {
+    "dpo": (DPO, FAST),
+    "ln_dpo": ("{type: ln_dpo, beta: 5}", FAST),
+    "dpo, half the rate": (DPO, SLOW),
+    "simpo, half the rate": ("{type: simpo, beta: 2.5, gamma: 1.375}", SLOW),
 }
-"""With the rate of each: nothing holds simpo to where it started."""
+PAIRS = {"ln_dpo": "dpo", "simpo, half the rate": "dpo, half the rate"}
 
 
 def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
@@ -34,10 +37,10 @@ def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
     if not file.exists():
         write_preferences(file, longer_preferred(seed))
     arms = {"before": start(CONFIG)}
-    for name, (objective, rate) in OBJECTIVES.items():
+    for number, (name, (objective, rate)) in enumerate(ARMS.items()):
         output = trained(
             CONFIG,
-            folder / name,
+            folder / f"run-{number}",
             seed=seed,
             overrides=[
                 f"objective={objective}",
@@ -77,17 +80,17 @@ CLAIM = Claim(
     source="2405.14734, 2411.15124",
     notes=(
         "Nine in ten of the wrong descriptions that are longer were preferred. With half of them, "
-        "at half the rate, all wrote as long as before. simpo trains at half the others' rate: at "
-        "theirs it was shorter than DPO and scored less (29.9 words and 0.706, against 30.2 and "
-        "0.739; one seed), and a margin of 0.5 did not help (30.0 and 0.655)."
+        "at half the rate, all wrote as long as before. At the full rate simpo, which nothing "
+        "holds to where it started, was a little shorter than DPO and scored less (29.9 words and "
+        "0.706 against 30.2 and 0.739, one seed); a margin of 0.5 did not help (30.0 and 0.655)."
     ),
     run=run,
     comparisons=tuple(
         comparison
-        for name in ("ln_dpo", "simpo")
+        for name, dpo in PAIRS.items()
         for comparison in (
-            Comparison(metric=WORDS, arm=name, over="dpo", sign="lower"),
-            Comparison(metric=SCORE, arm=name, over="dpo", sign="kept", margin=0.02),
+            Comparison(metric=WORDS, arm=name, over=dpo, sign="lower"),
+            Comparison(metric=SCORE, arm=name, over=dpo, sign="kept", margin=0.02),
         )
     ),
     seeds=3,
