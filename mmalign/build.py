@@ -13,7 +13,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from mmalign import invariants, references, rng
 from mmalign.objectives import KTO
 from mmalign.policy import Policy, ValueHead
-from mmalign.protocols import AGAINST, ReadsReference, Reference
+from mmalign.protocols import AGAINST, Contrasting, ReadsReference, Reference
 from mmalign.run import PolicySpec, Run
 from mmalign.trainer import Trainer
 from mmalign.unpaired import UnpairedSource
@@ -47,7 +47,8 @@ def build(run: Run) -> Trainer:
         reference=reference,
         critic=policy.critic,
     )
-    if note := invariants.odd_beta(run.objective, likelihood=policy.likelihood):
+    symbols = isinstance(policy.adapter, Contrasting)
+    if note := invariants.odd_beta(run.objective, symbols=symbols):
         logger.warning("%s", note)
     if not policy.trainable():
         raise ValueError("the policy has no trainable parameter")

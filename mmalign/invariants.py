@@ -63,8 +63,9 @@ def parts_fit(
     name = type(objective).__name__
     if RATIO_OBJECTIVES_NEED in objective.needs and likelihood == "bound":
         raise ValueError(
-            f"{name} exponentiates a likelihood ratio, and this policy's likelihood is a bound; "
-            "use `likelihood: path` for the policy, or an objective such as dpo"
+            f"{name} takes log-probs for logarithms of probabilities, to exponentiate their ratios "
+            "or to compare distributions, and this policy's likelihood is a bound; use "
+            "`likelihood: path` for the policy, or an objective such as dpo"
         )
     if "bound" in objective.needs and likelihood == "exact":
         raise ValueError(
@@ -82,19 +83,23 @@ def parts_fit(
         raise ValueError(f"{name} needs a critic and the policy has none")
 
 
-def odd_beta(objective: Objective, *, likelihood: Likelihood) -> str | None:
+def odd_beta(objective: Objective, *, symbols: bool) -> str | None:
     """Why a beta looks like that of another kind of loss; None where it does not.
 
     Sums of nats over an answer call for a beta of 0.001 to 1, means over its steps for one of 1 to
-    10: the commonest slip with these objectives, and nothing fails. Log-probs that are means over a
-    latent have betas in the thousands, so a bound is not looked at.
+    10: the commonest slip with these objectives, and nothing fails.
+
+    Args:
+        objective: What is minimised.
+        symbols: Whether the policy's steps are symbols. Log-probs that are means over a latent have
+            betas in the hundreds and thousands, and are not looked at.
     """
     if isinstance(objective, WPO):
-        return odd_beta(objective.of, likelihood=likelihood)
+        return odd_beta(objective.of, symbols=symbols)
     if isinstance(objective, MPO):
-        found = [odd_beta(term.objective, likelihood=likelihood) for term in objective.terms]
+        found = [odd_beta(term.objective, symbols=symbols) for term in objective.terms]
         return next((note for note in found if note is not None), None)
-    if not isinstance(objective, PairObjective | KTO | APOZeroUnpaired) or likelihood == "bound":
+    if not isinstance(objective, PairObjective | KTO | APOZeroUnpaired) or not symbols:
         return None
     name, beta = type(objective).__name__, objective.beta
     if objective.reduction == "mean" and beta < 0.5:

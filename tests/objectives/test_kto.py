@@ -258,7 +258,7 @@ def test_pieces_add_up_with_mismatched_rows(rows):
 @pytest.mark.parametrize("kind", [KTO, APOZeroUnpaired])
 def test_a_beta_of_another_kind_of_loss_is_noticed(kind):
     """Sums of nats call for less than 2; a bound's log-probs for thousands."""
-    note = odd_beta(kind(beta=5.0), likelihood="exact")
+    note = odd_beta(kind(beta=5.0), symbols=True)
     assert note is not None and "beta=5" in note
-    assert odd_beta(kind(beta=0.1), likelihood="exact") is None
-    assert odd_beta(kind(beta=2000.0), likelihood="bound") is None
+    assert odd_beta(kind(beta=0.1), symbols=True) is None
+    assert odd_beta(kind(beta=2000.0), symbols=False) is None

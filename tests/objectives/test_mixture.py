@@ -139,7 +139,7 @@ def test_needs_and_how_finely_it_may_be_cut():
     stepwise = mixture((SFT(), 1.0), (GRPO(), 0.5))
     assert stepwise.additive_over == "step" and stepwise.needs == GRPO().needs
     assert "means over steps" in str(
-        odd_beta(mixture((SFT(), 1.0), (SimPO(beta=0.1), 1.0)), likelihood="exact")
+        odd_beta(mixture((SFT(), 1.0), (SimPO(beta=0.1), 1.0)), symbols=True)
     )
 
 

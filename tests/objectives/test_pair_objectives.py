@@ -179,23 +179,23 @@ def test_what_the_likelihood_must_be():
 
 
 @pytest.mark.parametrize(
-    ("objective", "likelihood", "said"),
+    ("objective", "symbols", "said"),
     [
-        (SimPO(), "exact", None),
-        (SimPO(beta=0.1), "exact", "means over steps"),
-        (SimPO(beta=0.1), "bound", None),
-        (RobustDPO(), "exact", None),
-        (RobustDPO(beta=5.0), "exact", "sums over steps"),
-        (RobustDPO(beta=5000.0), "bound", None),
-        (SPPO(), "exact", None),
-        (DPO(beta=5.0), "exact", "sums over steps"),
+        (SimPO(), True, None),
+        (SimPO(beta=0.1), True, "means over steps"),
+        (SimPO(beta=0.1), False, None),
+        (RobustDPO(), True, None),
+        (RobustDPO(beta=5.0), True, "sums over steps"),
+        (RobustDPO(beta=5000.0), False, None),
+        (SPPO(), True, None),
+        (DPO(beta=5.0), True, "sums over steps"),
     ],
 )
-def test_a_beta_of_the_other_kind_of_loss_is_noticed(objective, likelihood, said):
-    found = odd_beta(objective, likelihood=likelihood)
+def test_a_beta_of_the_other_kind_of_loss_is_noticed(objective, symbols, said):
+    found = odd_beta(objective, symbols=symbols)
     assert (found is None) if said is None else (said in found)
 
 
 @pytest.mark.parametrize("name", [k for k, c in OBJECTIVES.items() if issubclass(c, PairObjective)])
 def test_no_default_beta_is_noticed(name):
-    assert odd_beta(OBJECTIVES[name](), likelihood="exact") is None
+    assert odd_beta(OBJECTIVES[name](), symbols=True) is None

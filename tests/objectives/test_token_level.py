@@ -149,4 +149,4 @@ def test_what_they_need():
         parts_fit(TDPO2(), likelihood="bound", reference=None, critic=None)
     with pytest.raises(ValueError, match="alpha=-1"):
         TDPO2(alpha=-1.0)
-    assert "sums over steps" in str(odd_beta(WPO(of=DPO(beta=5.0)), likelihood="exact"))
+    assert "sums over steps" in str(odd_beta(WPO(of=DPO(beta=5.0)), symbols=True))
