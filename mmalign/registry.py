@@ -134,6 +134,7 @@ BUILDERS: dict[str, str] = {
 }
 
 CLAIMS = {
+    "modpo": "mmalign.tinyworld.claims.modpo:CLAIM",
     "mia-dpo": "mmalign.tinyworld.claims.mia_dpo:CLAIM",
     "bdhs": "mmalign.tinyworld.claims.bdhs:CLAIM",
     "opa-dpo": "mmalign.tinyworld.claims.opa_dpo:CLAIM",

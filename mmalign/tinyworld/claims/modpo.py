@@ -15,7 +15,7 @@ from mmalign.tinyworld.data import TaskJudge
 from mmalign.tinyworld.tasks import TASKS
 from mmalign.types import Prompt
 
-WEIGHTS = (0.2, 0.5, 0.8)
+WEIGHTS = (0.2, 0.8)
 """Of brevity; exactness has the rest."""
 PROMPTS = 600
 EXACT = "share of sums worked out rightly"
@@ -56,5 +56,5 @@ CLAIM = Claim(
         for metric, order in ((BRIEF, WEIGHTS[::-1]), (EXACT, WEIGHTS))
         for arm, over in pairwise(order)
     ),
-    seeds=3,
+    seeds=1,
 )
