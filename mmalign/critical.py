@@ -13,7 +13,7 @@ from torch import Tensor
 from mmalign import fingerprints, pairing
 from mmalign.functional import critical_weights
 from mmalign.policy import Policy
-from mmalign.protocols import Contrasting, Reference, Source
+from mmalign.protocols import Contrasting, ReadsReference, Reference, Source
 from mmalign.references import NamedLoRA, NetworkReference, RecordedReference
 from mmalign.run import SourceSpec
 from mmalign.types import Batch, Trajectory
@@ -61,6 +61,11 @@ class CriticalSource:
 
     def __iter__(self) -> Iterator[Batch]:
         return (self._weighed(batch) for batch in self.source)
+
+    def read(self, reference: Reference | None) -> None:
+        """Hand the run's reference on, where the other source wants it."""
+        if isinstance(self.source, ReadsReference):
+            self.source.read(reference)
 
     def state_dict(self) -> dict[str, Any]:
         """The other source's position."""
