@@ -200,8 +200,8 @@ ADAPTERS |= {
         asked=edited if kind == "kontext" else lambda prompt: prompt,
         drawn=moving if kind == "wan" else lambda output: output,
     )
-    for number, kind in enumerate(PIPELINES)
-    for likelihood in (("path", "elbo") if number % 2 == 0 else ("path",))
+    for kind in PIPELINES
+    for likelihood in (("path", "elbo") if kind in ("kontext", "wan") else ("path",))
 }
 
 OBJECTIVES: dict[str, Objective] = {

@@ -17,8 +17,10 @@ from mmalign.log import TIMING, RunFolder
 from mmalign.run import Run
 from mmalign.trainer import Trainer
 
-FILES = sorted(path for path in configs().rglob("*.yaml") if path.parent.name != "data")
-"""Of runs; the folders called data hold settings of builders."""
+FILES = sorted(
+    path for path in configs().rglob("*.yaml") if path.parent.name not in ("data", "hub")
+)
+"""Of runs that need nothing; `data` holds settings of builders, `hub` runs of real checkpoints."""
 STEPS = 3
 SMALL = {"batch_size": 3, "num_generations": 3, "size": 16, "rows_per_forward": 16}
 """What is made smaller wherever a setting of that name is a number."""

@@ -238,7 +238,7 @@ def _pictures(parsed: Parsed) -> Iterator[tuple[str, Encoded]]:
         yield from (("rejected_images", image) for image in other.images)
     for column, answer in answers_of(parsed):
         if isinstance(answer, Picture):
-            yield column, answer.image
+            yield from ((column, frame) for frame in answer.frames)
 
 
 def _sides(parsed: Parsed, further: list[bytes]) -> list[bytes]:
@@ -249,7 +249,8 @@ def _sides(parsed: Parsed, further: list[bytes]) -> list[bytes]:
     sides = []
     for _, answer in answers_of(parsed):
         if isinstance(answer, Picture):
-            sides.append(next(pictures))
+            frames = [next(pictures) for _ in answer.frames]
+            sides.append(frames[0] if len(frames) == 1 else key_of(*frames))
         else:
             sides.append(answer.strip().encode("utf-8", "surrogatepass"))
     if views:

@@ -307,7 +307,10 @@ def _opened_ranking(row: RankingRow, folder: Path) -> Ranking:
 
 
 def _opened_answer(answer: str | Picture, folder: Path) -> Output:
-    return _decoded(answer.image, folder) if isinstance(answer, Picture) else answer
+    if not isinstance(answer, Picture):
+        return answer
+    frames = tuple(_decoded(frame, folder) for frame in answer.frames)
+    return frames[0] if len(frames) == 1 else frames
 
 
 def _decoded(picture: Encoded, folder: Path) -> Image:

@@ -32,8 +32,8 @@ class RankingRow:
     @property
     def pictures(self) -> tuple[Encoded, ...]:
         """Every picture of the row."""
-        shown = [one.image for one in self.completions if isinstance(one, Picture)]
-        return (*self.prompt.images, *shown)
+        shown = [one.frames for one in self.completions if isinstance(one, Picture)]
+        return (*self.prompt.images, *(frame for frames in shown for frame in frames))
 
 
 def ranking_row(row: Row) -> RankingRow:

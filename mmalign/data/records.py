@@ -51,9 +51,9 @@ class PromptRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """An answer that is a picture."""
+    """An answer that is a picture, or a clip: its frames in the order of time."""
 
-    image: Encoded
+    frames: tuple[Encoded, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +70,8 @@ class PreferenceRow:
     def pictures(self) -> tuple[Encoded, ...]:
         """Every picture of the row."""
         seen = self.rejected_prompt.images if self.rejected_prompt else ()
-        answers = [a.image for a in (self.chosen, self.rejected) if isinstance(a, Picture)]
-        return (*self.prompt.images, *seen, *answers)
+        answers = [a.frames for a in (self.chosen, self.rejected) if isinstance(a, Picture)]
+        return (*self.prompt.images, *seen, *(frame for frames in answers for frame in frames))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ class DemonstrationRow:
     @property
     def pictures(self) -> tuple[Encoded, ...]:
         """Every picture of the row."""
-        shown = [self.completion.image] if isinstance(self.completion, Picture) else []
+        shown = self.completion.frames if isinstance(self.completion, Picture) else ()
         return (*self.prompt.images, *shown)
 
 
@@ -99,7 +99,7 @@ class LabelledRow:
     @property
     def pictures(self) -> tuple[Encoded, ...]:
         """Every picture of the row."""
-        shown = [self.completion.image] if isinstance(self.completion, Picture) else []
+        shown = self.completion.frames if isinstance(self.completion, Picture) else ()
         return (*self.prompt.images, *shown)
 
 
@@ -123,7 +123,7 @@ def preference_row(row: Row) -> PreferenceRow:
     shared = _images(row, "images")
     sides = {side: _images(row, f"{side}_images") for side in ("chosen", "rejected")}
     if row.get("chosen") is None and row.get("rejected") is None and any(sides.values()):
-        answers = [_only_picture(sides[side], side) for side in ("chosen", "rejected")]
+        answers = [_picture(sides[side], side) for side in ("chosen", "rejected")]
         found = PreferenceRow(
             prompt=_with_images(_prompt(row)[0], shared, row),
             chosen=answers[0],
@@ -153,7 +153,7 @@ def demonstration_row(row: Row) -> DemonstrationRow:
     """
     shown = _images(row, "completion_images")
     if row.get("completion") is None and shown is not None:
-        completion: str | Picture = _only_picture(shown, "completion")
+        completion: str | Picture = _picture(shown, "completion")
     else:
         completion = _answer(row.get("completion"), "completion")
     return DemonstrationRow(prompt=prompt_row(row), completion=completion)
@@ -291,14 +291,14 @@ def _encoded(value: Any, key: str) -> Encoded:
     )
 
 
-def _only_picture(images: tuple[Encoded, ...] | None, side: str) -> Picture:
-    if images is None or len(images) != 1:
+def _picture(images: tuple[Encoded, ...] | None, side: str) -> Picture:
+    if not images:
         raise RowError(
             "wrong value",
-            f"a row without text answers needs exactly one picture in '{side}_images', not "
-            f"{len(images or ())}",
+            f"a row without text answers needs a picture in '{side}_images', or the frames of a "
+            "clip",
         )
-    return Picture(image=images[0])
+    return Picture(frames=images)
 
 
 def _with_images(content: Content, images: tuple[Encoded, ...] | None, row: Row) -> PromptRow:

@@ -22,7 +22,7 @@ DType = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiffusionPolicy:
-    """A diffusers pipeline whose network predicts noise or v (Stable Diffusion 1 and 2).
+    """A diffusers pipeline whose network predicts noise or v (Stable Diffusion, SDXL, PixArt).
 
     Attributes:
         model: Folder, hub name or "tinyworld/diffusion".
@@ -110,7 +110,7 @@ class DiffusionPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowPolicy:
-    """A diffusers pipeline on a rectified flow (Stable Diffusion 3).
+    """A diffusers pipeline on a rectified flow (Stable Diffusion 3, Flux, Sana, Qwen-Image, Wan).
 
     Attributes:
         model: Folder, hub name or "tinyworld/flow".

@@ -180,9 +180,16 @@ class Flow:
     def move(
         self, x: Tensor, prediction: Tensor, level: Tensor, level_next: Tensor, amount: float
     ) -> tuple[Tensor, Tensor]:
-        """A move of the stochastic flow; ``amount`` is its noise level."""
+        """A move of the stochastic flow; ``amount`` is its noise level.
+
+        The last move, to sigma 0, is the Euler step to the clean latent, whatever the amount: noise
+        would stay in the picture, and after evenly spaced levels there would be much of it.
+        """
         taken = flow_sde_move if self.sde == "marginal" else flow_constant_move
-        return taken(x, prediction, sigma=level, sigma_next=level_next, noise_level=amount)
+        mean, std = taken(x, prediction, sigma=level, sigma_next=level_next, noise_level=amount)
+        last, clean = level_next == 0, self.clean(x, prediction, level)
+        mean = torch.where(wide(last, x) > 0, clean, mean)
+        return mean, torch.where(last, torch.zeros_like(std), std)
 
 
 def draw_quantiles(

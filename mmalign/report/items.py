@@ -24,7 +24,7 @@ from mmalign.data.records import (
     prompt_row,
 )
 from mmalign.report.attention import Heat, heats
-from mmalign.report.pictures import Shown, shown
+from mmalign.report.pictures import Shown, shown, shown_frames
 from mmalign.report.words import Piece, Weighed, different, pieces
 
 ATTENTION = "attention"
@@ -244,7 +244,7 @@ def _side(
     changed: Sequence[tuple[int, int]],
 ) -> Side:
     if isinstance(answer, Picture):
-        return Side(title=title, picture=shown(answer.image, folder, side=side))
+        return Side(title=title, picture=shown_frames(answer.frames, folder, side=side))
     weights = {name: _weights(row.get(WEIGHTS + name)) for name in ("chosen", "rejected")}
     heaviest = max((w.severity for found in weights.values() for w in found), default=0.0) or 1.0
     text = answer[:MAX_TEXT]

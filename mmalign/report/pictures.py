@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select
 from PIL import Image
 
 from mmalign.data import images
+from mmalign.data.frames import strip
 
 MAX_SIDE = 256
 PIXEL_ART = 64
@@ -55,9 +57,14 @@ def shown(picture: str | bytes, folder: Path, *, side: int = MAX_SIDE) -> Shown:
         folder: What the path may not leave.
         side: Longest side in pixels; larger pictures are made smaller.
     """
+    return shown_frames((picture,), folder, side=side)
+
+
+def shown_frames(frames: Sequence[str | bytes], folder: Path, *, side: int = MAX_SIDE) -> Shown:
+    """The frames of a clip side by side, as `shown` shows one picture."""
     try:
-        place = picture if isinstance(picture, bytes) else images.inside(folder, picture)
-        return embedded(images.load(place), side=side)
+        places = [f if isinstance(f, bytes) else images.inside(folder, f) for f in frames]
+        return embedded(strip([images.load(place) for place in places]), side=side)
     except ValueError as error:
         return Shown(problem=str(error))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmalign.locate import locate
+from mmalign.prompts import frames_of
 from mmalign.types import Output, Prompt
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class ClipReward:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], outputs: Sequence[Output]) -> Tensor:
-        """``[B]`` cosine similarities, one prompt per picture.
+        """``[B]`` cosine similarities, one prompt per picture; a clip's is the mean of its frames'.
 
         A text longer than the network reads is cut, as CLIP does it.
 
@@ -50,8 +51,11 @@ class ClipReward:
         if len(prompts) != len(outputs):
             raise ValueError(f"got {len(prompts)} prompts for {len(outputs)} pictures")
         network, transform, tokenize = load_clip(self.model, self.pretrained, self.device)
-        texts = [_text(prompt, row) for row, prompt in enumerate(prompts)]
-        pictures = [_picture(output, row) for row, output in enumerate(outputs)]
+        frames = [_frames(output, row) for row, output in enumerate(outputs)]
+        counts = [len(one) for one in frames]
+        asked = [_text(prompt, row) for row, prompt in enumerate(prompts)]
+        texts = [text for text, one in zip(asked, frames, strict=True) for _ in one]
+        pictures = [picture for one in frames for picture in one]
         found = [torch.zeros(0)]
         for start in range(0, len(texts), self.batch_size):
             part = slice(start, start + self.batch_size)
@@ -59,7 +63,8 @@ class ClipReward:
             seen = network.encode_image(pixels.to(self.device), normalize=True)
             said = network.encode_text(tokenize(texts[part]).to(self.device), normalize=True)
             found.append((seen.float() * said.float()).sum(-1).cpu())
-        return torch.cat(found)
+        of_frames = torch.cat(found).split(counts)
+        return torch.stack([one.mean() for one in of_frames]) if counts else torch.zeros(0)
 
 
 Loaded = tuple[Any, Callable[["Image"], Tensor], Callable[[list[str]], Tensor]]
@@ -103,11 +108,7 @@ def _text(prompt: Prompt, row: int) -> str:
     return text.strip()
 
 
-def _picture(output: Output, row: int) -> Image:
-    from PIL.Image import Image
-
-    if not isinstance(output, Image):
-        raise ValueError(
-            f"output {row} is a {type(output).__name__}, and this reward compares pictures"
-        )
-    return output.convert("RGB")
+def _frames(output: Output, row: int) -> list[Image]:
+    if isinstance(output, str):
+        raise ValueError(f"output {row} is a str, and this reward compares pictures")
+    return [frame.convert("RGB") for frame in frames_of(output)]

@@ -20,7 +20,7 @@ class FunctionReward:
 
     ``columns`` are the columns that every prompt of the batch has. Completions come as the function
     knows them from TRL: a string, or ``[{"role": "assistant", "content": ...}]`` where the prompt
-    is a conversation; pictures come as PIL images.
+    is a conversation; pictures come as PIL images, clips as tuples of them.
 
     Attributes:
         path: ``package.module:function``.

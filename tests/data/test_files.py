@@ -223,7 +223,7 @@ BAD: list[tuple[Any, str]] = [
         "2 places for pictures",
     ),
     ({**GOOD, "prompt": "<image>", "images": []}, "the row 0"),
-    ({"prompt": "x", "chosen_images": ["ok.png"]}, "exactly one picture in 'rejected_images'"),
+    ({"prompt": "x", "chosen_images": ["ok.png"]}, "a picture in 'rejected_images', or the frames"),
     ({"prompt": "x", "chosen": [GOOD], "rejected": "b"}, "must have 'role' and 'content'"),
 ]
 
@@ -331,6 +331,19 @@ def test_round_trip_of_two_views(tmp_path: Path) -> None:
     assert found.rejected_prompt is not None
     assert same(found.prompt, clean) and same(found.rejected_prompt, other)
     assert (found.chosen, found.rejected, found.margin) == ("a", "a", 0.5)
+
+
+def test_round_trip_of_clips(tmp_path: Path) -> None:
+    """Several pictures where an answer is one are its frames, in their order."""
+    bright, dark = (
+        tuple(Image.new("RGB", (2, 2), (level * k, 0, 0)) for k in range(3)) for level in (90, 40)
+    )
+    record = Preference(prompt=Prompt(content="a sunset"), chosen=bright, rejected=dark)
+    write_preferences(tmp_path / "clips.jsonl", [record])
+    found = File(path=str(tmp_path / "clips.jsonl"), on_error="skip").preferences()[0]
+    assert isinstance(found.chosen, tuple) and isinstance(found.rejected, tuple)
+    assert [f.getpixel((0, 0)) for f in found.chosen] == [(0, 0, 0), (90, 0, 0), (180, 0, 0)]
+    assert [f.getpixel((0, 0)) for f in found.rejected] == [(0, 0, 0), (40, 0, 0), (80, 0, 0)]
 
 
 def test_writing_refuses(tmp_path: Path) -> None:

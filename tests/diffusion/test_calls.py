@@ -13,10 +13,12 @@ import pytest
 import torch
 from torch import nn
 
+from mmalign.data.frames import strip
 from mmalign.diffusion import DiffusionPolicy, FlowPolicy
 from mmalign.log import RunFolder
 from mmalign.lora import LoRA
 from mmalign.objectives import DPO, GRPO
+from mmalign.prompts import frames_of
 from mmalign.references import NetworkReference, Recorded, RecordedReference
 from mmalign.run import Run, Training
 from mmalign.sources import Preferences, Rollouts
@@ -51,7 +53,7 @@ class Redness:
     """A reward without ties."""
 
     def __call__(self, prompts: Sequence[Prompt], outputs: Sequence[Output]) -> torch.Tensor:
-        means = [np.asarray(output).mean((0, 1)) for output in outputs]
+        means = [np.asarray(strip(frames_of(output))).mean((0, 1)) for output in outputs]
         return torch.tensor([float(mean @ [2, -1, -1]) for mean in means])
 
 

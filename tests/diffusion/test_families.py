@@ -226,3 +226,55 @@ def test_another_size_is_read_off_the_latent(kind: str) -> None:
         found = mine.predict(other.model, latent, time, given)
         expected = told.predict(other.model, latent, time, given)
     torch.testing.assert_close(found, expected)
+
+
+def test_the_last_move_of_a_flow_leaves_no_noise() -> None:
+    """Flux's three levels before the shift are 1, 2/3 and 1/3: the last move is long.
+
+    It is the Euler step all the same, and not scored.
+    """
+    policy = TinyPipeline(kind="flux", likelihood="path").load()
+    drawn = policy.sample(prompts_of("flux"), group_size=1, generators=generators(2, "s"))
+    assert drawn.mask.tolist() == [[True, True, False]] * 2
+    at = {name: value[:, 2] for name, value in drawn.stepwise.items()}
+    assert float(at["level"][0]) > 0.3 and float(at["level_next"][0]) == 0
+    given = {**drawn.static, "guidance": torch.full((2,), 3.0)}
+    with torch.no_grad():
+        velocity = family_of(policy).predict(policy.model, at["latent"], at["timestep"], given)
+    expected = at["latent"] - at["level"].view(-1, 1, 1, 1) * velocity
+    torch.testing.assert_close(at["next"], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_dynamic_shifting_goes_by_the_number_of_tokens() -> None:
+    """16 x 16 pixels are 16 tokens, 32 x 32 are 64: mu = 0.5 + 0.65 (n - 4) / 60, 0.63 and 1.15.
+
+    One half becomes e^mu / (e^mu + 1) = 0.6525 and 0.7595.
+    """
+    for size, expected in ((16, 0.6525), (32, 0.7595)):
+        policy = FlowPolicy(model=folder_of("flux"), size=size, max_sequence_length=18).load()
+        levels = family_of(policy).process.schedule(2).level
+        torch.testing.assert_close(levels, torch.tensor([1.0, expected]), atol=1e-4, rtol=0)
+
+
+def test_what_a_family_cannot_do_is_refused() -> None:
+    """A picture where none is edited and none where one is; a clip of the wrong length; frames."""
+    asked = Prompt(content="a red circle", images=(picture(0),))
+    for kind, prompt in (("flux", asked), ("kontext", Prompt(content="a red circle"))):
+        with pytest.raises(ValueError, match=r"prompt 0: .* with"):
+            policy_of(kind).sample([prompt], group_size=1, generators=generators(1))
+    draws = policy_of("wan").adapter
+    words = [Prompt(content="a red circle")]
+    for output, message in (
+        (picture(0), "answers in clips .* is a Image"),
+        ((picture(0),) * 3, "3 frames and the model draws 5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            draws.encode(words, [[output]], generators=generators(1))
+    with pytest.raises(ValueError, match="answers in pictures, and the recorded output is a clip"):
+        policy_of("flux").adapter.encode(words, [[(picture(0),) * 5]], generators=generators(1))
+    for kind, frames, message in (
+        ("wan", 4, "num_frames=4 .* 1 more than a multiple of 4"),
+        ("flux", 5, "num_frames belongs to pipelines that draw clips"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            FlowPolicy(model=folder_of(kind), size=16, num_frames=frames).load()

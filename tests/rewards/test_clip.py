@@ -73,6 +73,15 @@ def test_reads_conversations(folder: Path) -> None:
     assert torch.equal(reward([plain], PICTURES[:1]), expected)
 
 
+def test_a_clip_is_its_frames(folder: Path) -> None:
+    """The mean of what its frames would get; its neighbours get what they get without it."""
+    reward = ClipReward(model=str(folder))
+    each = reward([PROMPTS[0]] * 3, PICTURES)
+    found = reward([PROMPTS[0], PROMPTS[1]], [tuple(PICTURES), PICTURES[1]])
+    torch.testing.assert_close(found[0], each.mean())
+    torch.testing.assert_close(found[1:], reward(PROMPTS[1:2], PICTURES[1:2]))
+
+
 def test_no_rows(folder: Path) -> None:
     assert ClipReward(model=str(folder))([], []).shape == (0,)
 
