@@ -131,7 +131,8 @@ def test_convolutions_are_seen() -> None:
 def test_a_shared_prompt_is_computed_once(model: str) -> None:
     """Scoring a group of four long prompts' answers: body and head of P + G R, not of G (P + R).
 
-    The answers' last tokens predict nothing, so the decoder reads P + G (R - 1) positions.
+    The answers' last tokens predict nothing, so the decoder reads P + G (R - 1) positions; and of
+    P - 1 of them, the last layer makes keys and values alone.
     """
     policy = TextPolicy(model=model, max_new_tokens=8).load()
     length, group, answer = 120, 4, 5
@@ -146,9 +147,11 @@ def test_a_shared_prompt_is_computed_once(model: str) -> None:
     config: Any = policy.model.config
     matrices = 4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size
     body = 2 * config.num_hidden_layers * matrices * (length + group * (answer - 1))
+    body -= 2 * (matrices - 2 * config.hidden_size**2) * (length - 1)
     head = 2 * config.hidden_size * config.vocab_size * group * answer
     prefix, rest = length**2 / 2, group * (answer * length + answer**2 / 2)
     attention = 4 * config.num_hidden_layers * config.hidden_size * (prefix + rest)
+    attention -= 4 * config.hidden_size * (prefix - length)
     with torch.no_grad():
         found = flops_of(lambda: policy.scores(trajectory))
     assert found == pytest.approx(body + head + attention, rel=0.05)
