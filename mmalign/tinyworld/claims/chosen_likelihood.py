@@ -11,8 +11,8 @@ from mmalign.tinyworld.claims.likelihoods import CHOSEN, HELDOUT, displaced, hel
 
 CONFIG = "text/dpo"
 TASK = "arithmetic"
-HARD = ("training.learning_rate=3e-3", "training.steps=60", "source.batch_size=16")
-"""Six times the config's rate, at half its beta."""
+HARD = ("training.learning_rate=2e-3", "training.steps=60", "source.batch_size=16")
+"""Four times the config's rate, at half its beta."""
 OBJECTIVES = {
     "dpo": "{type: dpo, beta: 0.05}",
     "dpo_sft": "{type: dpo_sft, beta: 0.05, nll_coefficient: 0.05}",
@@ -46,10 +46,9 @@ CLAIM = Claim(
     ),
     source="2405.16436, 2404.19733",
     notes=(
-        "Six times the config's rate at half its beta. At four times the chosen outputs fell at "
-        "two seeds of three (-1.51, -0.14 and +0.17 nats). At a rate of 2e-4 and a beta of 0.1 "
-        "DPO on descriptions of pictures made them likelier, by 0.33 nats (one seed), and there "
-        "was nothing to keep."
+        "Four times the config's rate at half its beta: the chosen outputs fell at two seeds of "
+        "three. At a rate of 2e-4 and a beta of 0.1 DPO on descriptions of pictures made them "
+        "likelier, by 0.33 nats (one seed), and there was nothing to keep."
     ),
     run=run,
     comparisons=(

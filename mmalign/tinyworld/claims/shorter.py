@@ -82,7 +82,8 @@ CLAIM = Claim(
         "Nine in ten of the wrong descriptions that are longer were preferred. With half of them, "
         "at half the rate, all wrote as long as before. At the full rate simpo, which nothing "
         "holds to where it started, was a little shorter than DPO and scored less (29.9 words and "
-        "0.706 against 30.2 and 0.739, one seed); a margin of 0.5 did not help (30.0 and 0.655)."
+        "0.706 against 30.2 and 0.739, one seed); a margin of 0.5 did not help (30.0 and 0.655). "
+        "Beside DPO at the full rate simpo at half of it would have looked well: that is the rate."
     ),
     run=run,
     comparisons=tuple(
