@@ -125,6 +125,8 @@ class Training:
             update would leave the scale behind; use bf16.
         max_bad_updates: Stop at so many non-finite updates in a row; fewer are skipped and counted.
         ema: Judge and save a moving average of the weights instead of the last ones; None for no.
+        watch_concentration: Updates between measurements of the mass and entropy of the 10
+            likeliest symbols, signs of over-optimisation; None for none. For policies of tokens.
         trackers: accelerate trackers: "tensorboard", "wandb", "trackio".
     """
 
@@ -146,6 +148,7 @@ class Training:
     mixed_precision: Literal["no", "bf16"] = "no"
     max_bad_updates: int = 1
     ema: WeightEMA | None = None
+    watch_concentration: int | None = None
     trackers: tuple[str, ...] = ()
 
 

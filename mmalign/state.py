@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 FREE_TO_CHANGE = (
     "output", "training.steps", "training.log_every", "training.checkpoint_every",
-    "training.keep_checkpoints", "training.trackers", "training.max_bad_updates",
+    "training.keep_checkpoints", "training.watch_concentration", "training.trackers",
+    "training.max_bad_updates",
 )  # fmt: skip
 """Settings that may differ when a run is resumed: they do not change the updates already made.
 

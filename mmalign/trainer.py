@@ -21,7 +21,8 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from mmalign import distributed, invariants, references
+from mmalign import concentration_watch, distributed, invariants, references
+from mmalign.concentration_watch import ConcentrationWatch
 from mmalign.ema import AveragedWeights
 from mmalign.evaluation import evaluated
 from mmalign.interrupt import Interrupted, Wishes
@@ -77,6 +78,9 @@ class Trainer:
         self.progress = Progress()
         self.followers = _followers(reference, self.parameters, run.training.ema)
         self.watch: invariants.ReferenceWatch | None = None
+        self.concentration = ConcentrationWatch(
+            run.training.watch_concentration, likelihood=policy.likelihood
+        )
         self.gradient_seen = False
         self.wishes = Wishes()
         self.meter = Meter(
@@ -221,7 +225,8 @@ class Trainer:
         objective, pieces = self.objective, self.scoring.pieces(batch)
         # Gradients are averaged over processes, while the loss is a sum over all their rows.
         scale = distributed.world_size() / max(denominator, 1e-12)
-        want = objective.needs & (ON_REQUEST | {"features"})
+        step = self.progress.step
+        want = (objective.needs & (ON_REQUEST | {"features"})) | self.concentration.want(step)
         against = getattr(self.reference, "network", None) if want & AGAINST else None
         found: list[dict[str, Metric]] = []
         for number, piece in enumerate(pieces):
@@ -229,12 +234,14 @@ class Trainer:
             alone = nullcontext() if is_last else self.accelerator.no_sync(self.policy.wrapped)
             with alone:
                 scores = self.policy.scores(piece.trajectory, want=want, against=against)
-                if self.progress.step == 0 and self.progress.updates_done == 0:
+                if step == 0 and self.progress.updates_done == 0:
                     self._check_start(scores, piece)
                 loss = objective.loss(scores, piece)
                 invariants.require(invariants.depends_on_policy(loss.total))
                 self.accelerator.backward(loss.total * scale)
-            found.append({**loss.metrics, "loss": (loss.total.detach(), torch.tensor(1.0))})
+            measured = self.concentration.metrics(scores, piece, step)
+            one = torch.tensor(1.0)
+            found.append({**loss.metrics, **measured, "loss": (loss.total.detach(), one)})
         if not self.gradient_seen and invariants.has_signal(batch):
             invariants.require(invariants.gradient_arrives(self.parameters))
             invariants.require(invariants.gradient_fits(self.parameters))
@@ -298,8 +305,12 @@ class Trainer:
         progress.updates_done += 1
         if progress.updates_done >= training.updates_per_batch:
             progress.buffer = None
-        if distributed.is_main() and (progress.step % training.log_every == 0 or is_last):
+        measured = concentration_watch.MASS in metrics
+        due = progress.step % training.log_every == 0 or measured or is_last
+        if distributed.is_main() and due:
             self.folder.append("metrics.jsonl", {"step": progress.step, **metrics})
+        if distributed.is_main() and measured:
+            self.concentration.warn(self.folder)
         if training.trackers:
             self.accelerator.log(metrics, step=progress.step)
         every = self.run.evaluation.every if self.run.evaluation else None

@@ -24,6 +24,7 @@ PANELS: tuple[tuple[str, str], ...] = (
     ("log-probs, nats", r"log_?prob.*/.*|logps/.*"),
     ("KL to the reference, nats", r"kl(/.*)?"),
     ("gradient norm", r"grad_norm"),
+    ("the 10 likeliest symbols: mass, and entropy in bits", r"top_k/.*"),
 )
 """Title of a panel, and the metrics it shows; each other metric has the panel of its prefix."""
 HIDDEN = (TIMING, *COUNTERS, "learning_rate", "step")
