@@ -12,8 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mmalign.objectives.anchored import Anchored
 from mmalign.objectives.kto import KTO, APOZeroUnpaired
+from mmalign.objectives.logic import Logic
 from mmalign.objectives.mixture import MPO
+from mmalign.objectives.opa_dpo import OPADPO
 from mmalign.objectives.pair import PairObjective
 from mmalign.objectives.weighted import WPO
 from mmalign.optim import CRITIC
@@ -27,6 +30,8 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 5e-2}
 CLEARLY_MOVED = 1e-2
 """How far a policy is from its start, nats, that a reference cannot have failed to follow."""
 RATIO_OBJECTIVES_NEED = "exact"
+WITH_BETA = PairObjective | KTO | APOZeroUnpaired | OPADPO | Anchored | Logic
+"""Objectives whose beta scales a log-ratio, or a difference of log-probs, of whole outputs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,15 +104,16 @@ def odd_beta(objective: Objective, *, symbols: bool) -> str | None:
     if isinstance(objective, MPO):
         found = [odd_beta(term.objective, symbols=symbols) for term in objective.terms]
         return next((note for note in found if note is not None), None)
-    if not isinstance(objective, PairObjective | KTO | APOZeroUnpaired) or not symbols:
+    if not symbols or not isinstance(objective, WITH_BETA):
         return None
     name, beta = type(objective).__name__, objective.beta
-    if objective.reduction == "mean" and beta < 0.5:
+    reduction = objective.log_probs if isinstance(objective, Logic) else objective.reduction
+    if reduction == "mean" and beta < 0.5:
         return (
             f"{name} compares means over steps, and beta={beta:g} hardly tells them apart; "
             "published values are 2 to 10"
         )
-    if objective.reduction == "sum" and beta > 2:
+    if reduction == "sum" and beta > 2:
         return (
             f"{name} compares sums over steps, and beta={beta:g} makes every pair all or nothing; "
             "published values are 0.001 to 0.5"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
 from mmalign import functional, pairing
 from mmalign.objectives import policy_gradient
+from mmalign.objectives.pair import Reduction
 from mmalign.objectives.pairwise import mean_of, total_log_probs
 from mmalign.objectives.sft import UNREWARDED
 from mmalign.types import Additive, Batch, Loss, Scores
@@ -31,6 +33,7 @@ class Anchored:
         mDPO, 2406.11839.
     """
 
+    reduction: ClassVar[Reduction] = "sum"
     beta: float = 0.1
     shift: float = 0.0
     min_reward: float = 0.0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from mmalign import functional, pairing
+from mmalign.objectives.pair import Reduction
 from mmalign.objectives.pairwise import mean_of, total_log_probs
 from mmalign.types import Additive, Batch, Loss, Metric, Scores
 
@@ -48,6 +50,7 @@ class OPADPO:
         OPA-DPO, 2501.09695; mDPO, 2406.11839.
     """
 
+    reduction: ClassVar[Reduction] = "sum"
     beta: float = 0.1
     anchor_weight: float = 1.0
     anchor_shift: float = 0.0
