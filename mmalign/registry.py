@@ -153,6 +153,9 @@ CLAIMS = {
     "step-windows": "mmalign.tinyworld.claims.step_windows:CLAIM",
     "fifa": "mmalign.tinyworld.claims.fifa:CLAIM",
     "diffusion-dpo": "mmalign.tinyworld.claims.diffusion_dpo:CLAIM",
+    "update-sparsity": "mmalign.tinyworld.claims.update_sparsity:CLAIM",
+    "salsa": "mmalign.tinyworld.claims.salsa:CLAIM",
+    "overoptimisation": "mmalign.tinyworld.claims.overoptimisation:CLAIM",
 }
 
 EXPERTS = {
