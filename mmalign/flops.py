@@ -15,7 +15,11 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import (
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 SHAPES_MEASURED = 4
 """The peak is measured at so many of the shapes that most of the work is done in."""
@@ -25,6 +29,23 @@ _aten = torch.ops.aten
 _IN_PLACE = {_aten.addmm_: _aten.addmm, _aten.baddbmm_: _aten.baddbmm}
 _FACTORS = {_aten.mm: (0, 1), _aten.addmm: (1, 2)}
 """Where the two factors of a matrix product stand among the arguments."""
+
+
+def _attention(query: Any, key: Any, value: Any, *rest: Any, out_val: Any, **given: Any) -> int:
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+
+
+def _attention_backward(
+    grad: Any, query: Any, key: Any, value: Any, *rest: Any, out_val: Any, **given: Any
+) -> int:
+    return int(sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape))
+
+
+# PyTorch's own table has the kernel of CPUs from 2.15 on.
+_OF_CPUS: Mapping[Any, Callable[..., int]] = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +92,7 @@ class FlopCounter(TorchDispatchMode):
         given = dict(kwargs or {})
         result = func(*args, **given)
         packet = _IN_PLACE.get(func.overloadpacket, func.overloadpacket)
-        formula: Callable[..., int] | None = flop_registry.get(packet)
+        formula: Callable[..., int] | None = _OF_CPUS.get(packet) or flop_registry.get(packet)
         if formula is not None:
             flops = formula(*args, **given, out_val=result)
             if _is_causal(func, args, given):

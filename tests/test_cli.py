@@ -122,7 +122,7 @@ def test_defects_are_not_hidden(here: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def fail(*_: object, **__: object) -> None:
         raise KeyError("defect")
 
-    monkeypatch.setattr(Run, "train", fail)
+    monkeypatch.setattr(Run, "build", fail)
     with pytest.raises(KeyError):
         cli.main(["train", "run.yaml"])
 
@@ -148,7 +148,7 @@ def test_exit_codes(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(Run, "train", fail)
+    monkeypatch.setattr(Run, "build", fail)
     assert call("train", "run.yaml") == code
     assert capsys.readouterr().err.strip().startswith(start)
 
