@@ -208,6 +208,8 @@ class ElboAdapter:
             error = torch.zeros(len(row_of), device=device)
             seen = torch.zeros(len(row_of), self.feature_size, device=device)
             for extent, rows in buckets.by_extent(at["extent"]):
+                if 0 in extent:  # steps that only pad a row, and are masked
+                    continue
                 part = {k: v[rows] for k, v in at.items()}
                 part |= {k: buckets.cropped(part[k], extent) for k in ("latent", "noise")}
                 of = replace(asked, prompt_of=asked.prompt_of[rows])

@@ -122,6 +122,10 @@ def test_sizes_in_company_score_as_they_do_alone(folders: dict[str, str], kind: 
         same = encode_shaped(policy, [size], "x").stepwise["latent"]
         torch.testing.assert_close(buckets.cropped(same, extent), own, atol=1e-5, rtol=1e-5)
     scores.sum().backward()
+    twice = encode_shaped(load(folders, kind, buckets=(TALL, WIDE), draws=2), [WIDE])
+    filled = policy.scores(Trajectory.concatenate([mixed, twice])).log_probs
+    torch.testing.assert_close(filled[:6, :1], scores, atol=1e-5, rtol=1e-5)
+    assert (filled[:6, 1:] == 0).all()
     drawn = policy.sample([Prompt(content="a red circle")], group_size=2, generators=generators(1))
     assert Trajectory.concatenate([mixed, drawn]).mask.shape == (8, 1)
     assert torch.isfinite(policy.scores(drawn).log_probs).all()

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from mmalign.objectives import (
     AOT,
     BCO,
+    DDPO,
     GRPO,
     KTO,
     MPO,
@@ -31,6 +32,7 @@ pytestmark = pytest.mark.slow
 OBJECTIVES: dict[str, Objective] = {
     "grpo": GRPO(scale="batch"),
     "ppo": PPO(whiten_rewards=True),
+    "ddpo": DDPO(min_count=4),
 }
 REWARDS = [(1.0, 0.0, 3.0), (0.5, 2.0), (2.0, 2.0), (0.0, 1.0)]
 COUPLED: dict[str, Objective] = {
@@ -56,7 +58,11 @@ def credited(name: str, rows: list[int]) -> dict[str, torch.Tensor]:
         reference=tabular.Tabular(seed=1),
         behaviour=tabular.Tabular(seed=2),
     )
-    batch = OBJECTIVES[name].credit(batch.rows(torch.tensor(rows)))
+    objective, batch = OBJECTIVES[name], replace(batch, prompt_id=batch.group)
+    batch = objective.credit(batch.rows(torch.tensor(rows)))
+    if isinstance(objective, DDPO):
+        # With what is remembered of it, the last prompt has statistics of its own.
+        batch, _ = objective.remember(batch, {"3/0": 7.0, "3/1": 2.0})
     return {
         "advantage": batch.advantage.contiguous(),
         "denominator": torch.tensor(batch.denominator),
