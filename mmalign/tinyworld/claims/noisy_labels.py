@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from mmalign.claims import Claim, Comparison
 from mmalign.tinyworld.claims.common import EXACT, aligned, judged_exactly, logged, start, trained
@@ -15,6 +16,8 @@ BETA = 5
 SAME = ("training.steps=80", "training.learning_rate=1e-3")
 RATES = (0.2, 0.4)
 RECOVERED = "share of flipped labels that it infers"
+SETTLED = 20
+"""Last updates, over which the inferred share is averaged: each has seen a few hundred labels."""
 
 
 def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
@@ -36,7 +39,7 @@ def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
             )
             arm = judged_exactly(aligned(output), "arithmetic", size=HELDOUT, seed=seed)
             if name == "latent_em":
-                arm[RECOVERED] = [1 - logged(output, "reliability")[-1]]
+                arm[RECOVERED] = [1 - fmean(logged(output, "reliability")[-SETTLED:])]
             arms[f"{name}, {rate:.0%} flipped"] = arm
     return arms
 
@@ -53,7 +56,9 @@ CLAIM = Claim(
         "nats. At a beta of 0.5 and 100 updates neither dpo nor rdpo had come that far, both did "
         "alike, and better than here (0.915 and 0.920 of 400 sums at a fifth, one seed): a low "
         "beta is a remedy too. latent_em starts from a reliability of 0.75 and moves by a fifth of "
-        "the way each batch; from 0.9 and by a tenth it inferred 26 % of 40 % after 50 updates."
+        "the way each batch; from 0.9 and by a tenth it inferred 26 % of 40 % after 50 updates. "
+        "What it inferred is averaged over 20 updates; at one seed the last value alone was "
+        "0.050 and 0.055 too low."
     ),
     run=run,
     comparisons=tuple(
