@@ -183,7 +183,7 @@ def table(record: Mapping[str, Any]) -> str:
     metrics = list(record["prompts"])
     lines = ["| arm | " + " | ".join(metrics) + " |", "|---|" + "---|" * len(metrics)]
     for arm, scores in record["arms"].items():
-        cells = [f"{_mean(scores[m]):.3f}" if m in scores else "" for m in metrics]
+        cells = [f"{sum(scores[m]) / len(scores[m]):.3f}" if m in scores else "" for m in metrics]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     lines += [
         "",
