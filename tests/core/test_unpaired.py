@@ -271,5 +271,5 @@ def test_annotators_come_from_a_column(policy: Policy, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no 'who'.*only \['by'\]"):
         next(iter(replace(spec, annotator="who").build(policy, seed=0)))
     mixed = Mixed(parts=(spec, replace(spec, annotator=None)))
-    with pytest.raises(ValueError, match="on every part or on none"):
+    with pytest.raises(ValueError, match="or all parts the same"):
         next(iter(mixed.build(policy, seed=0)))

@@ -86,7 +86,10 @@ BAD: list[tuple[dict[str, bytes], str]] = [
     ({"1.json": b"[1]"}, "'json' must hold an object"),
     ({"1.txt": b"a", "1.json": b'{"prompt": "b"}'}, "gives the column 'prompt' a second time"),
     ({"1.txt": b"a", "1.npy": b"x"}, "'npy' is neither json nor txt"),
-    ({"1.txt": b"a", "1.chosen.png": png("red")}, "needs exactly one picture in 'rejected_images'"),
+    (
+        {"1.txt": b"a", "1.chosen.png": png("red")},
+        "needs a picture in 'rejected_images', or the frames",
+    ),
     ({"1.txt": b"a", "1.chosen.png": png("red"), "1.rejected.png": b"no"}, "broken image"),
 ]
 
