@@ -258,26 +258,10 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-FEWER = {
-    "anchored": {"text", "flow_elbo"},
-    "cdpo_critical": {"lvlm", "flow_path"},
-    "inpo": {"text", "flow_path"},
-    "lambda_dpo": {"text", "flow_path"},
-    "modpo": {"text", "flow_elbo"},
-    "mpo": {"text", "diffusion_elbo", "flow_path"},
-    "pro": {"text", "ar_image", "diffusion_elbo"},
-    "tdpo2": {"text", "lvlm_several_images", "ar_image", "flow_path"},
-    "trpa": {"text", "diffusion_path"},
-    "wpo": {"text", "ar_image", "diffusion_path"},
-    "xpo": {"lvlm", "diffusion_elbo"},
-}
-"""Objectives that are tried on these adapters alone: their arithmetic is that of another line."""
-
-
 def tried(adapter: str, objective: str) -> bool:
     """Whether the combination has a test, among those that make sense."""
     only = ADAPTERS[adapter].only
-    return adapter in FEWER.get(objective, {adapter}) and (only is None or objective in only)
+    return only is None or objective in only
 
 
 def admitted(case: Case, objective: Objective) -> bool:
