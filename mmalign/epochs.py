@@ -144,6 +144,19 @@ class WalkingSource(ABC):
         self.order.epoch, self.order.position = state["epoch"], state["position"]
 
 
+def require_shares(batch_size: int) -> None:
+    """Refuse batches of prompts to sample that processes cannot divide among them.
+
+    Raises:
+        ValueError: ``batch_size`` is no multiple of the processes.
+    """
+    if batch_size % distributed.world_size():
+        raise ValueError(
+            f"batch_size {batch_size} must be a multiple of the {distributed.world_size()} "
+            "processes"
+        )
+
+
 def weightless(batch: Batch) -> Batch:
     """The same batch, counting nothing in any objective nor in what is counted on the way."""
     nothing = None

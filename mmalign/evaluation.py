@@ -258,11 +258,7 @@ def write_samples(folder: Path, step: int, samples: Sequence[Sample]) -> None:
             for k, picture in enumerate(sample.prompt.images)
         ]
         outputs = [
-            output
-            if isinstance(output, str)
-            else {
-                "image": _keep_picture(strip(frames_of(output)), folder, f"{stem}-output-{k}.png")
-            }
+            _keep_output(output, folder, f"{stem}-output-{k}.png")
             for k, output in enumerate(sample.outputs)
         ]
         items.append(

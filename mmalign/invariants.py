@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmalign.objectives.anchored import Anchored
 from mmalign.objectives.kto import KTO, APOZeroUnpaired
+from mmalign.objectives.lambda_dpo import LambdaDPO
 from mmalign.objectives.logic import Logic
 from mmalign.objectives.mixture import MPO
 from mmalign.objectives.opa_dpo import OPADPO
@@ -30,7 +31,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 5e-2}
 CLEARLY_MOVED = 1e-2
 """How far a policy is from its start, nats, that a reference cannot have failed to follow."""
 RATIO_OBJECTIVES_NEED = "exact"
-WITH_BETA = PairObjective | KTO | APOZeroUnpaired | OPADPO | Anchored | Logic
+WITH_BETA = PairObjective | KTO | APOZeroUnpaired | OPADPO | Anchored | LambdaDPO | Logic
 """Objectives whose beta scales a log-ratio, or a difference of log-probs, of whole outputs."""
 
 

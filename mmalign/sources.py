@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmalign import distributed, rng
-from mmalign.epochs import WalkingSource, Where
+from mmalign import rng
+from mmalign.epochs import WalkingSource, Where, require_shares
 from mmalign.policy import Policy
 from mmalign.protocols import ReadsReference, Reference, RewardModel, Selector, Source
 from mmalign.rewards import judged
@@ -74,11 +74,7 @@ class RolloutSource(WalkingSource):
         self.spec, self.policy = spec, policy
         self.network: nn.Module | None = None
         self.data = spec.data.prompts()
-        if spec.batch_size % distributed.world_size():
-            raise ValueError(
-                f"batch_size {spec.batch_size} must be a multiple of the "
-                f"{distributed.world_size()} processes"
-            )
+        require_shares(spec.batch_size)
         super().__init__(
             spec, size=len(self.data), holds=f"prompt: {spec.data}", seed=seed, keep_last=False
         )

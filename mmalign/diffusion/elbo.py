@@ -203,29 +203,30 @@ class ElboAdapter:
         prompts = {k: v.to(device) for k, v in trajectory.static.items()}
         asked = Asked(prompts=prompts, prompt_of=trajectory.prompt_of.to(device)[row_of])
         if "extent" not in at:
-            error, seen = self._errors(model, at, asked)
+            found = self._measured(model, at, asked, want)
         else:
-            error = torch.zeros(len(row_of), device=device)
-            seen = torch.zeros(len(row_of), self.feature_size, device=device)
+            found = {"error": torch.zeros(len(row_of), device=device)}
+            if "features" in want:
+                found["features"] = torch.zeros(len(row_of), self.feature_size, device=device)
             for extent, rows in buckets.by_extent(at["extent"]):
                 if 0 in extent:  # steps that only pad a row, and are masked
                     continue
                 part = {k: v[rows] for k, v in at.items()}
                 part |= {k: buckets.cropped(part[k], extent) for k in ("latent", "noise")}
                 of = replace(asked, prompt_of=asked.prompt_of[rows])
-                errors, features_of = self._errors(model, part, of)
-                error, seen = error.index_put((rows,), errors), seen.index_put((rows,), features_of)
-        log_probs = -0.5 / self.settings.drawing.draws * error.view(shape)
+                for name, value in self._measured(model, part, of, want).items():
+                    found[name] = found[name].index_put((rows,), value)
+        log_probs = -0.5 / self.settings.drawing.draws * found["error"].view(shape)
         mask = trajectory.mask.to(device)
         return Scores(
             log_probs=torch.where(mask, log_probs, torch.zeros_like(log_probs)),
-            features=seen.view(*shape, -1) if "features" in want else None,
+            features=found["features"].view(*shape, -1) if "features" in want else None,
         )
 
-    def _errors(
-        self, model: nn.Module, at: dict[str, Tensor], asked: Asked
-    ) -> tuple[Tensor, Tensor]:
-        """Weighted mean squared errors ``[M]`` of draws on latents of one size, and features."""
+    def _measured(
+        self, model: nn.Module, at: dict[str, Tensor], asked: Asked, want: Want
+    ) -> dict[str, Tensor]:
+        """Weighted mean squared errors ``[M]`` of draws of one size, and features if wanted."""
         process = self.family.process
         noisy = process.noised(at["latent"], at["noise"], at["level"])
         answer = guided(self.family, model, noisy, at["timestep"], asked, settings=self.unguided)
@@ -237,7 +238,9 @@ class ElboAdapter:
             error = error * min_snr(
                 at["level"], gamma=self.settings.snr_gamma, prediction_type=kind
             )
-        return error, features(noisy, at["timestep"], asked)
+        if "features" not in want:
+            return {"error": error}
+        return {"error": error, "features": features(noisy, at["timestep"], asked)}
 
     def prompt_lengths(self, trajectory: Trajectory) -> Tensor:
         """0: a prompt conditions every step and takes no position of its own."""

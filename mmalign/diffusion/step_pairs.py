@@ -12,7 +12,7 @@ from mmalign import distributed, pairing, rng
 from mmalign.diffusion.branching import Fork, Forking
 from mmalign.diffusion.path import PathAdapter
 from mmalign.diffusion.sampling import conditions
-from mmalign.epochs import WalkingSource, Where, weightless
+from mmalign.epochs import WalkingSource, Where, require_shares, weightless
 from mmalign.policy import Policy
 from mmalign.protocols import RewardModel
 from mmalign.rewards import judged
@@ -48,11 +48,7 @@ class StepPairSource(WalkingSource):
                 f"first_step={spec.first_step} leaves nothing of {steps} steps to compare"
             )
         self.data = spec.data.prompts()
-        if spec.batch_size % distributed.world_size():
-            raise ValueError(
-                f"batch_size {spec.batch_size} must be a multiple of the "
-                f"{distributed.world_size()} processes"
-            )
+        require_shares(spec.batch_size)
         super().__init__(
             spec, size=len(self.data), holds=f"prompt: {spec.data}", seed=seed, keep_last=False
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from mmalign import functional
 from mmalign.functional import masked_sum
 from mmalign.functional.lists import Comparing
 from mmalign.objectives import lists, policy_gradient
+from mmalign.objectives.pair import Reduction
 from mmalign.objectives.pairwise import mean_of
 from mmalign.types import Additive, Batch, Loss, Scores
 
@@ -33,6 +34,7 @@ class LambdaDPO:
         2402.01878.
     """
 
+    reduction: ClassVar[Reduction] = "sum"
     beta: float = 0.1
     weights: Comparing = "lambda"
 

@@ -11,14 +11,15 @@ import torch
 from mmalign import functional
 from mmalign.functional.several import MODPOForm
 from mmalign.objectives import pairwise
-from mmalign.types import Additive, Batch, Loss, Scores
+from mmalign.objectives.pair import PairObjective
+from mmalign.types import Batch, Loss, Scores
 
 LEAST = 0.05
 """Of the weight that the loss divides by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MODPO:
+class MODPO(PairObjective):
     """DPO of one objective's pairs while frozen rewards speak for the others.
 
     ``-log sigmoid((beta D - sum_i w_i (R_i(y_w) - R_i(y_l))) / w_k)`` over the objectives i other
@@ -46,8 +47,7 @@ class MODPO:
     form: MODPOForm = "sigmoid"
 
     def __post_init__(self) -> None:
-        if self.beta <= 0:
-            raise ValueError(f"beta={self.beta} would not prefer the chosen side; use more than 0")
+        PairObjective.__post_init__(self)
         if min(self.weights, default=-1.0) < 0 or not math.isclose(
             sum(self.weights), 1.0, abs_tol=1e-6
         ):
@@ -64,16 +64,6 @@ class MODPO:
             )
         if self.form not in ("sigmoid", "hinge"):
             raise ValueError(f"form={self.form!r} is unknown; use 'sigmoid' or 'hinge'")
-
-    @property
-    def additive_over(self) -> Additive:
-        """The two sides of a pair stay together."""
-        return "group"
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Log-probs under the reference."""
-        return frozenset({"reference"})
 
     @torch.no_grad()
     def credit(self, batch: Batch) -> Batch:

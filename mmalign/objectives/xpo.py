@@ -10,13 +10,14 @@ import torch
 from mmalign import functional, pairing
 from mmalign.functional.games import XPOForm
 from mmalign.objectives import pairwise
-from mmalign.types import Additive, Batch, Loss, Scores
+from mmalign.objectives.pair import PairObjective
+from mmalign.types import Batch, Loss, Scores
 
 SAME_SAMPLER = "dropped/same_sampler"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class XPO:
+class XPO(PairObjective):
     """Online DPO of the policy's samples against the reference's, with a bonus for leaving those.
 
     ``-log sigmoid(beta D) + alpha s(y~)`` of each pair, where ``y~`` is its reference sample and
@@ -39,8 +40,7 @@ class XPO:
     form: XPOForm = "sigmoid"
 
     def __post_init__(self) -> None:
-        if self.beta <= 0:
-            raise ValueError(f"beta={self.beta} would not prefer the chosen side; use more than 0")
+        PairObjective.__post_init__(self)
         if self.alpha < 0:
             raise ValueError(
                 f"alpha={self.alpha} would pull the policy back to the reference's samples; use 0 "
@@ -48,16 +48,6 @@ class XPO:
             )
         if self.form not in ("sigmoid", "ipo"):
             raise ValueError(f"form={self.form!r} is unknown; use 'sigmoid' or 'ipo'")
-
-    @property
-    def additive_over(self) -> Additive:
-        """The two sides of a pair stay together."""
-        return "group"
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Log-probs under the reference."""
-        return frozenset({"reference"})
 
     @torch.no_grad()
     def credit(self, batch: Batch) -> Batch:
