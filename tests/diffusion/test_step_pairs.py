@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from mmalign import distributed
 from mmalign.diffusion.step_pairs import StepPairs
 from mmalign.objectives import SPO
 from mmalign.policy import Policy
@@ -116,17 +118,37 @@ def test_what_is_not_clear_is_dropped(folders: dict[str, str], prompts: list[Pro
     assert tied.counters["dropped/ties"] == 4
 
 
-def test_fewer_pairs_than_processes_count_nothing(
-    folders: dict[str, str], prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every process sees the same total, so all of them skip the update and none waits."""
+def worker(rank: int, where: str, folders: dict[str, str], prompts: list[Prompt]) -> None:
+    """One prompt a process and one step that forks: a pair each, or a pair and a tie."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{where}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     policy = load(folders, "epsilon")
-    full = drawn(policy, prompts, Redness(scale=1e4), first_step=3, min_difference=0.0)
-    assert full.coefficient is None and full.counters["dropped/too_few_pairs"] == 0
-    monkeypatch.setattr(distributed, "total", lambda value, device: 0.5)
-    short = drawn(policy, prompts, Redness(scale=1e4), first_step=3, min_difference=0.0)
-    assert short.coefficient is not None and not short.coefficient.any()
-    assert short.counters["dropped/too_few_pairs"] == 2
+    found = {}
+    for name, scales in {"enough": (1e4, 1e4), "too few": (1e4, 0.0)}.items():
+        reward = Redness(scale=scales[rank])
+        batch = drawn(policy, prompts, reward, first_step=3, min_difference=0.0)
+        found[name] = [
+            float(batch.coefficient is None or batch.coefficient.any()),
+            batch.counters["dropped/ties"],
+            batch.counters["dropped/too_few_pairs"],
+        ]
+    Path(where, f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_fewer_pairs_than_processes_count_nothing(
+    folders: dict[str, str], prompts: list[Prompt], tmp_path: Path
+) -> None:
+    """One pair of two processes: both see the same total, skip the update, and none waits.
+
+    Their batches weigh nothing, while the tie and the pair that is lost are counted once each.
+    """
+    torch.multiprocessing.spawn(worker, args=(str(tmp_path), folders, prompts), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first["enough"] == second["enough"] == [1.0, 0.0, 0.0]
+    assert first["too few"] == [0.0, 0.0, 1.0] and second["too few"] == [0.0, 1.0, 0.0]
 
 
 def test_log_two_at_the_reference_and_step_windows(
