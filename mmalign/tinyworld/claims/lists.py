@@ -54,8 +54,8 @@ CLAIM = Claim(
     ),
     source="2306.17492, 2410.12854",
     notes=(
-        "The lists are sums with one or more wrong steps, scored by the share that is right. Of the "
-        "two, pro alone came out ahead, at every seed; tpo_tree ended where pairs did."
+        "The lists are sums with one or more wrong steps, scored by the share that is right. Of "
+        "the two, pro alone came out ahead, at every seed; tpo_tree ended where pairs did."
     ),
     run=run,
     comparisons=tuple(

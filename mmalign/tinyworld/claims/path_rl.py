@@ -51,9 +51,9 @@ CLAIM = Claim(
         "Few moves make a run a matter of minutes, and leave the flow room: with 4 of them it "
         "starts at 0.715, with 10 at 0.781, while the diffusion's 3 are nearly as good as its 10 "
         "(0.777 and 0.817, one seed). DDPO did not rise in anything that was tried, and with these "
-        "settings it lost a little (one seed each otherwise): rates of 1e-4, 2e-4 and 3e-4, 3 and 4 moves, 64 to 128 "
-        "pictures a batch, advantages over the deviation of the group or of the batch, one and "
-        "two updates a batch."
+        "settings it lost a little (one seed each otherwise): rates of 1e-4, 2e-4 and 3e-4, 3 and "
+        "4 moves, 64 to 128 pictures a batch, advantages over the deviation of the group or of "
+        "the batch, one and two updates a batch."
     ),
     run=run,
     comparisons=tuple(
