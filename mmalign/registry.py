@@ -6,8 +6,9 @@ table through the entry-point group of its name; ``type: package.module:Class`` 
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 
 POLICIES = {
     "text": "mmalign.text:TextPolicy",
@@ -198,10 +199,20 @@ TABLES: dict[str, dict[str, str]] = {
 }
 
 
+@cache
+def installed(group: str) -> EntryPoints:
+    """The entry points of a group, read from the installed packages once a process.
+
+    A config asks for the same few tables hundreds of times, and every scan opens the metadata of
+    each installed package.
+    """
+    return entry_points(group=group)
+
+
 def table(kind: str) -> dict[str, str]:
     """The names of ``kind``, ours and those of installed packages."""
     found = dict(TABLES[kind])
-    for entry in entry_points(group=f"mmalign.{kind}"):
+    for entry in installed(f"mmalign.{kind}"):
         if entry.name in found:
             raise ValueError(
                 f"the entry point {entry.name!r} of {entry.dist} takes a name that mmalign's "

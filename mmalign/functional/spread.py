@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import comb
-
 import torch
 from torch import Tensor
 
@@ -32,12 +30,13 @@ def best_of(scores: Tensor) -> Tensor:
     total = scores.shape[-1]
     if total == 0:
         raise ValueError("the best of no samples is nothing; give scores of at least one")
-    weights = torch.tensor(
-        [[comb(i, n - 1) / comb(total, n) for i in range(total)] for n in range(1, total + 1)],
-        dtype=torch.float64,
-        device=scores.device,
-    )
-    return scores.double().sort(dim=-1).values @ weights.T
+    # From the largest score downwards, C(i - 2, n - 1) / C(i - 1, n - 1) = (i - n) / (i - 1):
+    # products of ratios, as the binomials of some thousand samples are larger than a float holds.
+    ranks = torch.arange(total, 0, -1, dtype=torch.float64, device=scores.device)
+    sizes = ranks.flip(0)[:, None]
+    ratios = ((ranks[:-1] - sizes) / (ranks[:-1] - 1)).clamp(min=0)
+    weights = torch.cat([sizes / total, ratios], dim=1).cumprod(dim=1)
+    return scores.double().sort(dim=-1, descending=True).values @ weights.T
 
 
 def mean_pairwise(distances: Tensor) -> Tensor:

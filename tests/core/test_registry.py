@@ -56,9 +56,15 @@ def entry(name: str, value: str) -> Any:
 def test_packages_add_names_but_take_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Entry points of the group mmalign.<kind>; one that takes our name is refused, not obeyed."""
     groups = {"mmalign.objectives": [entry("mine", "mmalign.objectives:DPO")]}
-    monkeypatch.setattr(registry, "entry_points", lambda group: groups.get(group, []))
+    monkeypatch.setattr(registry, "installed", lambda group: groups.get(group, []))
     assert resolve("objectives", "mine") is DPO
     assert "mine" not in table("rewards") and "mine" not in TABLES["objectives"]
     groups["mmalign.objectives"] = [entry("dpo", "evil:DPO")]
     with pytest.raises(ValueError, match="'dpo' of somebodys-package takes a name"):
         resolve("objectives", "dpo")
+
+
+def test_installed_packages_are_read_once() -> None:
+    """Every scan opens the metadata of each package; a config asks hundreds of times."""
+    assert registry.installed("mmalign.objectives") is registry.installed("mmalign.objectives")
+    assert {entry.group for entry in registry.installed("console_scripts")} == {"console_scripts"}
