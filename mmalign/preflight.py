@@ -138,12 +138,18 @@ def _work(trainer: Trainer, found: list[Dry]) -> list[CheckLine]:
         trainer.scoring.scored(bare)
     with FlopCounter() as forward, torch.no_grad():
         trainer.scoring.own(last.batch)
+    with FlopCounter() as asked, torch.no_grad():
+        want, against = trainer.asked(trainer.progress.step)
+        for piece in trainer.scoring.pieces(last.batch):
+            trainer.policy.scores(piece.trajectory, want=want, against=against)
     with FlopCounter() as both:
         trainer.backward(last.batch, last.batch.denominator)
+    # A divergence from the reference's distributions runs the reference beside the policy.
+    compared = asked.total - forward.total
     detail = (
-        f"{amount(forward.total, 'FLOP')} forward, {amount(both.total - forward.total, 'FLOP')} "
-        f"backward, {amount(before.total / updates, 'FLOP')} reference and other passes without "
-        f"gradient, for {last.useful.number:,.0f} useful {last.useful.unit}"
+        f"{amount(forward.total, 'FLOP')} forward, {amount(both.total - asked.total, 'FLOP')} "
+        f"backward, {amount(before.total / updates + compared, 'FLOP')} reference and other "
+        f"passes without gradient, for {last.useful.number:,.0f} useful {last.useful.unit}"
     )
     lines = [CheckLine(name="work of an update", ok=True, detail=detail)]
     peaks = measured_peaks(both.products, device=trainer.accelerator.device)

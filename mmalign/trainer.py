@@ -29,7 +29,7 @@ from mmalign.interrupt import Interrupted, Wishes
 from mmalign.log import RunFolder, Sums, summed
 from mmalign.optim import optimizer_of, set_learning_rate
 from mmalign.policy import Policy
-from mmalign.protocols import AGAINST, ON_REQUEST, Following, Reference, Remembering, Source
+from mmalign.protocols import AGAINST, ON_REQUEST, Following, Reference, Remembering, Source, Want
 from mmalign.run import Run, WeightEMA
 from mmalign.scoring import Scoring
 from mmalign.speed import Meter, keep_freed_memory, progress_line, useful
@@ -220,14 +220,19 @@ class Trainer:
             self._bad_update(batch)
         return metrics
 
+    def asked(self, step: int) -> tuple[Want, nn.Module | None]:
+        """What an update wants beside log-probs, and the network that this compares with."""
+        wanted = self.run.objective.needs & (ON_REQUEST | {"features"})
+        want = wanted | self.concentration.want(step)
+        return want, getattr(self.reference, "network", None) if want & AGAINST else None
+
     def backward(self, batch: Batch, denominator: float) -> Sums:
         """Accumulate the gradient of a credited batch, piece by piece; returns summed metrics."""
         objective, pieces = self.objective, self.scoring.pieces(batch)
         # Gradients are averaged over processes, while the loss is a sum over all their rows.
         scale = distributed.world_size() / max(denominator, 1e-12)
         step = self.progress.step
-        want = (objective.needs & (ON_REQUEST | {"features"})) | self.concentration.want(step)
-        against = getattr(self.reference, "network", None) if want & AGAINST else None
+        want, against = self.asked(step)
         found: list[dict[str, Metric]] = []
         for number, piece in enumerate(pieces):
             is_last = number == len(pieces) - 1

@@ -12,6 +12,7 @@ from core_parts import Constant, offline, rollouts, same, tensors_of, training
 
 from mmalign import preflight
 from mmalign.invariants import CheckLine
+from mmalign.objectives import TDPO2
 from mmalign.run import Run
 from mmalign.selectors import BestWorst
 
@@ -58,6 +59,20 @@ def test_work_by_pass(model: str, tmp_path: Path) -> None:
     batches = [next(source), next(source)]
     prompts = sum(len(ids) for ids in batches[1].trajectory.static["prompt_ids"])
     assert tokens == prompts + int(batches[1].trajectory.mask.sum())
+
+
+def test_a_reference_that_is_compared_with_is_no_backward_pass(model: str, tmp_path: Path) -> None:
+    """TDPO2 runs the reference twice: for its log-probs, and beside the policy for the divergence.
+
+    What is left of the backward pass is that of DPO.
+    """
+    run = offline(model, tmp_path / "run")
+    run = replace(run, policy=replace(run.policy, lora=None))
+    _, backward, reference, _ = gflops(lines_of(run)["work of an update"].detail)
+    run = replace(run, objective=TDPO2(), output=str(tmp_path / "tdpo"))
+    found = gflops(lines_of(run)["work of an update"].detail)
+    assert found[2] == pytest.approx(2 * reference, rel=0.1)
+    assert 0.7 * backward < found[1] < 1.1 * backward
 
 
 def test_the_memory_of_a_copy(model: str, tmp_path: Path) -> None:
