@@ -18,6 +18,7 @@ import pytest
 import torch
 from core_parts import offline, same, stop_after, tensors_of, trace, training
 
+from mmalign.objectives import XPO
 from mmalign.references import EMA, Sync
 from mmalign.run import Run, WeightEMA
 from mmalign.sources import Mixed
@@ -53,6 +54,13 @@ def synced(model: str, output: Path) -> Run:
     return replace(run, policy=replace(run.policy, lora=None, dtype="bfloat16"))
 
 
+def exploring(model: str, output: Path) -> Run:
+    """A part of each group is sampled from a reference that follows the policy."""
+    source = core_parts.rollouts(num_generations=4, reference_generations=2)
+    run = replace(core_parts.online(model, output), objective=XPO(alpha=0.01), source=source)
+    return replace(run, reference=Sync(alpha=0.6, every=2))
+
+
 CASES: dict[str, tuple[Any, dict[str, Any], int]] = {
     # Six pairs in batches of four: epochs of two updates, the second one smaller.
     "mid-epoch": (offline, {"steps": 5}, 1),
@@ -64,6 +72,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], int]] = {
     "online buffer": (core_parts.online, {"steps": 4, "updates_per_batch": 4}, 1),
     "moving average": (following, {"steps": 4}, 2),
     "synced reference": (synced, {"steps": 5, "learning_rate": 1e-3}, 3),
+    "samples of a synced reference": (exploring, {"steps": 4, "learning_rate": 0.1}, 3),
     "mixture": (mixed, {"steps": 4}, 2),
 }
 

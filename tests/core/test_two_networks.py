@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from core_parts import LORA, offline, trace, training
+from core_parts import LORA, offline, rollouts, trace, training
 from test_references import disturb, policy_of, trajectory_of
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from mmalign.objectives import DPO, TDPO2, CriticalDPO
 from mmalign.policy import Policy
 from mmalign.references import Frozen, LoRAOff, NamedLoRA, Recorded
 from mmalign.run import ReferenceSpec
+from mmalign.selectors import AllPairs
 from mmalign.sources import Preferences
 from mmalign.text import TextPolicy
 from mmalign.tinyworld.data import TinyWorld
@@ -146,6 +147,22 @@ def test_critical_dpo_trains(model: str, loras: tuple[str, str], tmp_path: Path)
     found = trace(run.output)
     assert found[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
     assert 0 < found[0]["critical/weight"] < 1 and found[-1]["loss"] < 0.69
+
+
+def test_critical_steps_of_pairs_that_the_reference_sampled(
+    model: str, loras: tuple[str, str]
+) -> None:
+    """The run's reference reaches the source whose pairs are weighed."""
+    policy = TextPolicy(model=model, lora=LORA, max_new_tokens=6).load()
+    settings = {"num_generations": 3, "reference_generations": 1, "selector": AllPairs()}
+    spec = Critical(of=rollouts(**settings), positive=loras[0], negative=loras[1])
+    source = spec.build(policy, seed=0)
+    source.read(LoRAOff().build(policy))
+    batch = next(iter(source))
+    assert batch.from_reference is not None and batch.from_reference.any()
+    assert batch.pairs is not None and len(batch.pairs) and batch.pair_weight is not None
+    weights = batch.pair_weight[:, 1][batch.trajectory.mask[batch.pairs[:, 1]]]
+    assert float(weights.max()) <= 1 and float(weights.min()) < 0.9
 
 
 def test_what_has_no_lora_is_refused(model: str, loras: tuple[str, str]) -> None:
