@@ -36,7 +36,7 @@ from torch import Tensor
 from mmalign.checkpoint import replace_text, sync
 from mmalign.fingerprints import fingerprint
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 """Raised whenever kept results would no longer be what the code computes."""
 ABOUT = "fingerprint.json"
 PATTERN = "shard-*.safetensors"

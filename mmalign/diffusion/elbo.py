@@ -146,7 +146,6 @@ class ElboAdapter:
                 latents,
                 [images[row] for row in rows.tolist()],
                 noise=None if noise is None else buckets.cropped(noise[rows], extent),
-                rows_per_forward=self.settings.denoising.rows_per_forward,
             )
             for row, latent in zip(rows.tolist(), found, strict=True):
                 clean[row] = buckets.padded(latent, self.room)
@@ -162,7 +161,7 @@ class ElboAdapter:
     ) -> Trajectory:
         """``group_size`` pictures of each prompt; their own final latents are what is scored."""
         settings = self.settings.denoising
-        embedded = conditions(self.family, prompts, settings)
+        embedded = conditions(self.family, prompts)
         found = walk(
             self.family,
             model,
@@ -291,7 +290,7 @@ class ElboAdapter:
         if self.settings.drawing.prompt_dropout > 0:
             here = torch.tensor(dropped, device=device)[prompt_of]
             stepwise["dropped"] = here[:, None].expand(-1, steps)
-        given = conditions(self.family, prompts, self.settings.denoising)
+        given = conditions(self.family, prompts)
         return Trajectory(
             mask=torch.ones(len(clean), steps, dtype=torch.bool, device=device),
             prompt_of=prompt_of,

@@ -3,6 +3,10 @@
 VAE and text encoders never change during a run, and together they are a quarter to a third of the
 work of an update. Their answers are kept in memory, up to a number of bytes, or on disk without
 limit where a folder is given (see `mmalign.store`), where later epochs and later runs find them.
+
+Questions go through these parts one by one. Floating-point sums differ in their last bits with the
+size of a batch, and which questions of a batch are still open depends on what happens to be
+remembered: a resumed run, another process or another batch would otherwise get other bits.
 """
 
 from __future__ import annotations
@@ -85,15 +89,13 @@ class Frozen:
         return next(network.parameters()).device
 
     @torch.no_grad()
-    def __call__(
-        self, keys: Sequence[str], answer: Callable[[list[int]], Mapping[str, Tensor]]
-    ) -> Entry:
+    def __call__(self, keys: Sequence[str], answer: Callable[[int], Mapping[str, Tensor]]) -> Entry:
         """The answers to the questions ``keys``, stacked, on the network's device.
 
         Args:
             keys: What is asked: hashes of contents. A question that stands here twice is asked
                 once.
-            answer: Answers the questions at the given positions; the first axis is theirs.
+            answer: Answers the question at the given position, ``[1, ...]`` by name.
         """
         known = {key: self._recall(key) for key in dict.fromkeys(keys)}
         missing = {key: i for i, key in enumerate(keys) if known[key] is None}
@@ -101,9 +103,9 @@ class Frozen:
             self.settle(needed=True)
             # Within autocast the answers would be of another precision than outside of it.
             with torch.autocast(self.device.type, enabled=False):
-                found = answer(list(missing.values()))
-            for number, key in enumerate(missing):
-                known[key] = self._remember(key, {n: v[number] for n, v in found.items()})
+                for key, position in missing.items():
+                    found = answer(position)
+                    known[key] = self._remember(key, {n: v[0] for n, v in found.items()})
         else:
             self.settle(needed=False)
         entries = [entry for key in keys if (entry := known[key]) is not None]
@@ -233,7 +235,7 @@ class Texts:
         keys = [
             fingerprints.content_key([text, [of[i] for of in ids]]) for i, text in enumerate(texts)
         ]
-        return self.frozen(keys, lambda missing: self.embed([texts[i] for i in missing]))
+        return self.frozen(keys, lambda position: self.embed([texts[position]]))
 
     def _long(self, reader: Reader, text: str, length: int) -> None:
         """Refuse a prompt that would be read in part, or say so once and count it."""

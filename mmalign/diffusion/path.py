@@ -97,7 +97,7 @@ class PathAdapter:
     ) -> Trajectory:
         """``group_size`` paths of each prompt, and the pictures they end in."""
         settings = self.settings.denoising
-        static = conditions(self.family, prompts, settings)
+        static = conditions(self.family, prompts)
         prompt_of = torch.arange(len(prompts)).repeat_interleave(group_size)
         found = walk(
             self.family,

@@ -87,7 +87,6 @@ def encode(
     outputs: Sequence[Sequence[Image.Image]],
     *,
     noise: Tensor | None,
-    rows_per_forward: int,
 ) -> Tensor:
     """Pictures or clips to scaled latents ``[B, ...]`` float32.
 
@@ -99,7 +98,6 @@ def encode(
         latents: Holds the VAE.
         outputs: The frames of each, RGB, all of one size; one where it is a picture.
         noise: ``[B, ...]`` for a draw from the VAE's posterior; None for its mean.
-        rows_per_forward: Outputs encoded at a time.
 
     Raises:
         ValueError: The VAE says of an output what is no number.
@@ -108,13 +106,9 @@ def encode(
     if latents.frames is None:
         pixels = [value[0] for value in pixels]
 
-    def answer(missing: list[int]) -> dict[str, Tensor]:
-        means, stds = [], []
-        for part in torch.stack([pixels[i] for i in missing]).split(rows_per_forward):
-            mean, std = latents.read(part.movedim(-1, 1).float() / 127.5 - 1.0)
-            means.append(mean)
-            stds.append(std)
-        return {"mean": torch.cat(means), "std": torch.cat(stds)}
+    def answer(position: int) -> dict[str, Tensor]:
+        mean, std = latents.read(pixels[position][None].movedim(-1, 1).float() / 127.5 - 1.0)
+        return {"mean": mean, "std": std}
 
     found = latents.posteriors([content_key(value) for value in pixels], answer)
     latent = found["mean"]

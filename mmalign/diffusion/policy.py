@@ -57,7 +57,7 @@ class DiffusionPolicy:
         lora: LoRA settings, or None for full fine-tuning of the network.
         gradient_checkpointing: Compute the network's layers again in the backward pass instead of
             keeping what they gave: a third more work, and much less memory.
-        rows_per_forward: Rows in one call while sampling, encoding and decoding.
+        rows_per_forward: Rows in one call while sampling and decoding.
         dtype: Precision of the weights.
         long_prompts: Whether a prompt that is longer than a text encoder reads is an error, or is
             read in part ("truncate"), which is counted and said.
@@ -143,7 +143,7 @@ class FlowPolicy:
         lora: LoRA settings, or None for full fine-tuning of the network.
         gradient_checkpointing: Compute the network's layers again in the backward pass instead of
             keeping what they gave: a third more work, and much less memory.
-        rows_per_forward: Rows in one call while sampling, encoding and decoding.
+        rows_per_forward: Rows in one call while sampling and decoding.
         dtype: Precision of the weights.
         long_prompts: Whether a prompt that is longer than a text encoder reads is an error, or is
             read in part ("truncate"), which is counted and said.

@@ -116,7 +116,7 @@ def texts_of(prompts: Sequence[Prompt], *, pictures: int = 0) -> list[str]:
     return texts
 
 
-def conditions(family: Family, prompts: Sequence[Prompt], settings: Denoising) -> dict[str, Tensor]:
+def conditions(family: Family, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
     """What the network reads of each prompt: ``[P, ...]`` by name.
 
     Raises:
@@ -133,10 +133,7 @@ def conditions(family: Family, prompts: Sequence[Prompt], settings: Denoising) -
         ]
         for row, prompt in enumerate(prompts)
     ]
-    picture = pictures.encode(
-        family.latents, given, noise=None, rows_per_forward=settings.rows_per_forward
-    )
-    return {**found, "picture": picture}
+    return {**found, "picture": pictures.encode(family.latents, given, noise=None)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,7 +59,7 @@ class StepPairSource(WalkingSource):
         prompts = [self.data[number] for _, number in chosen]
         generators = [rng.generator(self.seed, "rollout", epoch, row) for epoch, row in chosen]
         settings = self.adapter.settings.denoising
-        static = conditions(self.adapter.family, prompts, settings)
+        static = conditions(self.adapter.family, prompts)
         with self.policy.autocast():
             found = Forking(
                 family=self.adapter.family,

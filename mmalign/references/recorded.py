@@ -26,8 +26,7 @@ class RecordedReference:
     key is a hash of everything the network is given, so another tokenizer, template or truncation
     gives other ids and hence other keys, and of the precision of autocast. A stale score therefore
     cannot be read. Bounds are recorded for their (timestep, noise) draws: keep them fixed with
-    ``fixed_noise: true`` on the source, and give the policy a ``cache``, so that a picture's latent
-    has the same bits in every epoch.
+    ``fixed_noise: true`` on the source. A picture's latent has the same bits in every epoch.
 
     Args:
         inner: Computes what is missing.

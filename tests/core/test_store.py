@@ -81,7 +81,11 @@ def test_another_fingerprint_is_another_folder(tmp_path: Path) -> None:
     other = TensorStore(tmp_path, {**PARTS, "dtype": "bfloat16"})
     assert "a" not in other and other.folder != store.folder
     said = json.loads((other.folder / ABOUT).read_text())
-    assert said == {"store version": "1", "weights": "abc", "dtype": "bfloat16"}
+    assert said == {
+        "store version": str(module.STORE_VERSION),
+        "weights": "abc",
+        "dtype": "bfloat16",
+    }
     (store.folder / ABOUT).unlink()
     assert known(tmp_path) == "ab"
     assert json.loads((store.folder / ABOUT).read_text())["dtype"] == "float32"
@@ -91,7 +95,7 @@ def test_another_version_of_the_code_reads_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(tmp_path, "ab")
-    monkeypatch.setattr(module, "STORE_VERSION", 2)
+    monkeypatch.setattr(module, "STORE_VERSION", module.STORE_VERSION + 1)
     assert known(tmp_path) == ""
 
 
