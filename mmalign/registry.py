@@ -146,6 +146,7 @@ CLAIMS = {
     "chosen-likelihood": "mmalign.tinyworld.claims.chosen_likelihood:CLAIM",
     "tdpo": "mmalign.tinyworld.claims.tdpo:CLAIM",
     "lists": "mmalign.tinyworld.claims.lists:CLAIM",
+    "trees": "mmalign.tinyworld.claims.trees:CLAIM",
     "ranking-accuracy": "mmalign.tinyworld.claims.ranking_accuracy:CLAIM",
     "every-modality": "mmalign.tinyworld.claims.every_modality:CLAIM",
     "online-pictures": "mmalign.tinyworld.claims.online_pictures:CLAIM",

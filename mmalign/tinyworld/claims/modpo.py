@@ -2,59 +2,151 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 from mmalign.claims import Claim, Comparison
-from mmalign.protocols import RewardModel
-from mmalign.rewards.text import LengthReward
-from mmalign.text import TextPolicy
-from mmalign.tinyworld.claims.common import aligned, fresh, scores, trained
+from mmalign.data import write_preferences, write_samples
+from mmalign.policy import Policy
+from mmalign.rng import python_random
+from mmalign.tinyworld.claims.common import aligned, answers, trained
 from mmalign.tinyworld.data import TaskJudge
 from mmalign.tinyworld.tasks import TASKS
-from mmalign.types import Prompt
+from mmalign.types import Output, Preference, Prompt
 
-WEIGHTS = (0.2, 0.8)
+CONFIG, TASK = "text/modpo", "arithmetic"
+WEIGHTS = (0.2, 0.35, 0.5, 0.65, 0.8)
 """Of brevity; exactness has the rest."""
-PROMPTS = 600
-EXACT = "share of sums worked out rightly"
-BRIEF = "brevity (0 for two words, -1 for two more)"
+SIZE, HELDOUT = 2000, 600
+BETA, SCALE = 0.5, 3.0
+"""What either judge likes is worth 3: it is preferred with a probability of sigmoid(3)."""
+EXACT, BRIEF = "share of sums worked out rightly", "share answered in two words"
+AREA = "area below the front"
+MODPO, MIXED = "modpo", "mixed labels"
 
 
 def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
-    """One run for each weight."""
-    prompts = TASKS["arithmetic"].prompts(split="heldout", size=PROMPTS, seed=7)
-    judges: Mapping[str, tuple[Sequence[Prompt], RewardModel]] = {
-        EXACT: (prompts, TaskJudge()),
-        BRIEF: (prompts, LengthReward(target=2)),
-    }
-    arms = {"before": scores(fresh(TextPolicy(max_new_tokens=32)), judges, seed=seed)}
+    """Both fronts, from a model that answers either way; both ends are of one objective alone."""
+    shown = folder / "shown.jsonl"
+    if not shown.exists():
+        write_samples(shown, _demonstrations(seed))
+    start = trained(
+        "text/sft",
+        folder / "start",
+        seed=seed,
+        overrides=[f"source.data={{type: file, path: {shown}}}"],
+    )
+    arms = {"before": _measured(aligned(start), seed)}
+    for weight in (0.0, *WEIGHTS, 1.0):
+        arms[f"{MIXED} {weight:g}"] = _front(folder, seed, weight, mixed=True)
     for weight in WEIGHTS:
-        output = trained(
-            "text/modpo",
-            folder / f"{weight}",
-            seed=seed,
-            overrides=[
-                f"objective.weights=[{weight}, {1 - weight:.1f}]",
-                f"source.data.seed={seed}",
-            ],
-        )
-        arms[f"brevity {weight}"] = scores(aligned(output), judges, seed=seed)
+        arms[f"{MODPO} {weight:g}"] = _front(folder, seed, weight, mixed=False)
+    for name in (MODPO, MIXED):
+        points = [arms[f"{name} {weight:g}"] for weight in WEIGHTS]
+        points += [arms[f"{MIXED} {end}"] for end in (0, 1)]
+        arms[name] = {AREA: [area([(_mean(p[BRIEF]), _mean(p[EXACT])) for p in points])]}
     return arms
+
+
+def area(points: Sequence[tuple[float, float]]) -> float:
+    """The area of all that some point reaches in both of its scores; 1 for the point (1, 1)."""
+    total, reached = 0.0, 0.0
+    for x, y in sorted(points, reverse=True):
+        total += x * max(0.0, y - reached)
+        reached = max(reached, y)
+    return total
+
+
+def judged_pairs(seed: int, *, brevity: float) -> list[Preference]:
+    """Two of three answers to a sum: right, with a wrong step, or the right number alone.
+
+    One of two annotators has labelled each pair: the first prefers two words, the second every step
+    worked out rightly, and each prefers either side with the probability that its reward gives it.
+
+    Args:
+        seed: Of the answers and labels.
+        brevity: The share of the pairs that is the first one's; the answers are the same ones
+            whatever it is.
+    """
+    draw, made = python_random("two annotators", seed), []
+    for drawn in TASKS[TASK].preferences(size=SIZE, seed=seed):
+        full, wrong = str(drawn.chosen), str(drawn.rejected)
+        first, second = draw.sample([full, wrong, full.rpartition(", ")[2]], 2)
+        exact = [SCALE * (side == full) for side in (first, second)]
+        brief = [SCALE * _is_brief(side) for side in (first, second)]
+        wanted = brief if draw.random() < brevity else exact
+        sides = [(first, exact[0]), (second, exact[1])]
+        if draw.random() >= 1 / (1 + math.exp(wanted[1] - wanted[0])):
+            sides.reverse()
+        meta = {"chosen_exact": sides[0][1], "rejected_exact": sides[1][1]}
+        made.append(
+            Preference(prompt=drawn.prompt, chosen=sides[0][0], rejected=sides[1][0], meta=meta)
+        )
+    return made
+
+
+def _demonstrations(seed: int) -> list[tuple[Prompt, Output]]:
+    draw = python_random("briefly or not", seed)
+    return [
+        (prompt, str(full).rpartition(", ")[2] if draw.random() < 0.5 else full)
+        for prompt, full in TASKS[TASK].demonstrations(size=SIZE, seed=seed, corruption=0.3)
+    ]
+
+
+def _front(folder: Path, seed: int, weight: float, *, mixed: bool) -> dict[str, list[float]]:
+    """DPO on labels of which a share is for brevity, or MODPO with that weight on brevity."""
+    file = folder / f"pairs-{weight if mixed else 1.0}.jsonl"
+    if not file.exists():
+        write_preferences(file, judged_pairs(seed, brevity=weight if mixed else 1.0))
+    weights = [1.0, 0.0] if mixed else [weight, round(1 - weight, 2)]
+    output = trained(
+        CONFIG,
+        folder / f"{MIXED if mixed else MODPO} {weight}",
+        seed=seed,
+        overrides=[
+            f"policy.lora.path={folder / 'start' / 'model'}",
+            f"objective.weights={weights}",
+            f"objective.beta={BETA}",
+            f"source.data={{type: file, path: {file}}}",
+        ],
+    )
+    return _measured(aligned(output), seed)
+
+
+def _measured(policy: Policy, seed: int) -> dict[str, list[float]]:
+    prompts = TASKS[TASK].prompts(split="heldout", size=HELDOUT, seed=7)
+    made = answers(policy, prompts, seed=seed)
+    return {
+        EXACT: TaskJudge()(prompts, made).tolist(),
+        BRIEF: [float(_is_brief(str(answer))) for answer in made],
+    }
+
+
+def _is_brief(answer: str) -> bool:
+    return len(answer.split()) == 2
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 CLAIM = Claim(
     statement=(
         "One preference set and a frozen reward of another objective trace a front: the more "
-        "weight an objective has, the more of it comes out, and the less of the other."
+        "weight an objective has, the more of it comes out and the less of the other, and the "
+        "front is no worse than that of DPO on a mixture of both objectives' labels."
     ),
     source="2310.03708",
     run=run,
-    comparisons=tuple(
-        Comparison(metric=metric, arm=f"brevity {arm}", over=f"brevity {over}")
-        for metric, order in ((BRIEF, WEIGHTS[::-1]), (EXACT, WEIGHTS))
-        for arm, over in pairwise(order)
+    comparisons=(
+        *(
+            Comparison(metric=metric, arm=f"{MODPO} {arm:g}", over=f"{MODPO} {over:g}")
+            for metric, order in ((BRIEF, WEIGHTS[::-1]), (EXACT, WEIGHTS))
+            for arm, over in pairwise(order)
+        ),
+        Comparison(metric=AREA, arm=MODPO, over=MIXED, sign="kept", margin=0.02),
     ),
-    seeds=1,
+    seeds=3,
 )

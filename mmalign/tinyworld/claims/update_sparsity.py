@@ -9,38 +9,52 @@ import torch
 
 from mmalign.claims import Claim, Comparison
 from mmalign.diagnostics.sparsity import compare_models, total
-from mmalign.tinyworld.claims.common import aligned, judged_exactly, start, trained
+from mmalign.tinyworld.claims.common import EXACT, aligned, judged_exactly, start, trained
 
 FULL = ("policy.lora=null", "training.learning_rate=2e-5", "training.steps=40")
 """Every weight is trained, at one rate."""
-ARMS = {"sft": "text/sft", "dpo": "text/dpo", "simpo": "text/simpo", "kto": "text/kto"}
+IMITATION = "sft"
+PREFERENCES = ("dpo", "simpo", "kto")
+RL = "grpo"
 HELDOUT = 300
-COARSE, FINE = "share of weights unchanged, bfloat16", "share of weights unchanged, float32"
+UNCHANGED = "share of weights unchanged"
 
 
 def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
     """How many weights each objective left as they were, and what it learned."""
-    before = start(ARMS["sft"], FULL)
+    before = start(f"text/{IMITATION}", FULL)
     arms = {}
-    for name, config in ARMS.items():
-        policy = aligned(trained(config, folder / name, seed=seed, overrides=FULL))
-        arms[name] = {
-            metric: [total(compare_models(before.model, policy.model, dtype=dtype)).share]
-            for metric, dtype in ((COARSE, torch.bfloat16), (FINE, torch.float32))
-        }
+    for name in (IMITATION, *PREFERENCES, RL):
+        policy = aligned(trained(f"text/{name}", folder / name, seed=seed, overrides=FULL))
+        for arm, dtype in ((name, torch.bfloat16), (_exactly(name), torch.float32)):
+            found = total(compare_models(before.model, policy.model, dtype=dtype))
+            arms[arm] = {UNCHANGED: [found.share]}
         arms[name] |= judged_exactly(policy, "arithmetic", size=HELDOUT, seed=seed, graded=False)
     return arms
 
 
+def _exactly(name: str) -> str:
+    return f"{name}, in float32"
+
+
 CLAIM = Claim(
     statement=(
-        "At one learning rate and as many updates, objectives of preferences leave more weights "
-        "as they were than imitation does."
+        "At one learning rate and as many updates, objectives of preferences and RL leave more "
+        "weights as they were, in bfloat16, than imitation does; the number format has the larger "
+        "part in it."
     ),
     source="2505.11711",
     run=run,
-    comparisons=tuple(
-        Comparison(metric=COARSE, arm=arm, over="sft") for arm in ("dpo", "simpo", "kto")
+    comparisons=(
+        *(Comparison(metric=UNCHANGED, arm=n, over=IMITATION) for n in (*PREFERENCES, RL)),
+        *(
+            Comparison(metric=UNCHANGED, arm=_exactly(n), over=IMITATION, sign="lower")
+            for n in (*PREFERENCES, RL)
+        ),
+        *(
+            Comparison(metric=EXACT, arm=n, over=IMITATION, sign="kept", margin=0.05)
+            for n in (*PREFERENCES, RL)
+        ),
     ),
     seeds=3,
 )
