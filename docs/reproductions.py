@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from mmalign import registry
@@ -55,11 +56,22 @@ def page() -> str:
             rows.append(f"| [{name}](#{name}) | {found[name]['statement']} | {verdict} |")
         else:
             rows.append(f"| {name} | not run yet | |")
-    parts = [HEAD, "\n".join(rows)]
+    parts = [HEAD, "\n".join(rows), by_objective(found.keys())]
     for name in registry.table("claims"):
         if name in found:
             parts.append(_section(name, found[name]))
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def by_objective(run: Collection[str]) -> str:
+    """Of each registered objective the claims that train it, those with an outcome as links."""
+    claims = {name: registry.resolve("claims", name) for name in registry.table("claims")}
+    rows = ["## By objective", "", "| objective | tried in |", "|---|---|"]
+    for objective in registry.table("objectives"):
+        names = [name for name, claim in claims.items() if objective in claim.objectives]
+        cells = [f"[{name}](#{name})" if name in run else f"{name} (not run yet)" for name in names]
+        rows.append(f"| `{objective}` | {', '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def _section(name: str, record: dict) -> str:

@@ -76,6 +76,7 @@ class Claim:
         comparisons: What must come out.
         seeds: How often it is run, at seeds 0, 1, ...
         notes: What else a reader should know: which settings were tried and did not show it.
+        objectives: Registered names of those that its arms are trained with.
     """
 
     statement: str
@@ -84,6 +85,7 @@ class Claim:
     comparisons: Sequence[Comparison]
     seeds: int = 1
     notes: str = ""
+    objectives: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

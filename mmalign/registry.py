@@ -135,6 +135,8 @@ BUILDERS: dict[str, str] = {
 }
 
 CLAIMS = {
+    "every-objective": "mmalign.tinyworld.claims.zoo:CLAIM",
+    "objectives-of-pictures": "mmalign.tinyworld.claims.zoo_pictures:CLAIM",
     "modpo": "mmalign.tinyworld.claims.modpo:CLAIM",
     "mia-dpo": "mmalign.tinyworld.claims.mia_dpo:CLAIM",
     "bdhs": "mmalign.tinyworld.claims.bdhs:CLAIM",

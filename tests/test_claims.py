@@ -3,7 +3,12 @@ from dataclasses import replace
 
 import pytest
 
+from mmalign import registry
 from mmalign.claims import Claim, Comparison, judge, record_of, run_claim, table
+from mmalign.commands.reproducing import find
+from mmalign.commands.targets import load_run
+from mmalign.objectives import MPO, OBJECTIVES
+from mmalign.tinyworld.claims import zoo, zoo_pictures
 
 UP = Comparison(metric="accuracy", arm="new", over="old")
 
@@ -107,3 +112,32 @@ def test_a_seed_that_is_there_is_not_run_again(tmp_path):
     record = json.loads(json.dumps(record_of(claim, runs)))
     assert record["arms"]["old"]["accuracy"] == [0.0, 0.0333, 0.0667]
     assert "| new | 0.667 |" in table(record)
+
+
+OF_PATHS = {"d3po", "spo", "dpok", "ddpo"}
+"""Objectives of denoising paths, which are not yet in a claim."""
+
+
+def test_every_objective_is_tried_in_a_claim():
+    tried = {name for claim in registry.CLAIMS for name in find(claim).objectives}
+    assert tried | OF_PATHS == set(registry.OBJECTIVES)
+
+
+def trained_objectives(config, changes):
+    objective = load_run(config, changes).objective
+    terms = objective.terms if isinstance(objective, MPO) else ()
+    return {type(objective), *(type(term.objective) for term in terms)}
+
+
+@pytest.mark.parametrize("name", list(zoo.ARMS))
+def test_an_arm_of_text_trains_what_it_is_called(name):
+    arm = zoo.ARMS[name]
+    changes = [*arm.changes, f"{arm.data}.seed=3"]
+    assert OBJECTIVES[name] in trained_objectives(arm.config, changes)
+
+
+@pytest.mark.parametrize("name", list(zoo_pictures.ARMS))
+def test_an_arm_of_pictures_trains_what_it_is_called(name):
+    arm = zoo_pictures.ARMS[name]
+    assert OBJECTIVES[arm.objective] in trained_objectives(arm.config, arm.changes)
+    assert name.endswith(f", {arm.objective}")

@@ -60,6 +60,7 @@ CLAIM = Claim(
         "there was no difference."
     ),
     run=run,
+    objectives=("dpo",),
     comparisons=(
         Comparison(metric=SHARE, arm="BDHS", over="before", sign="lower"),
         Comparison(metric=INVENTED, arm="BDHS", over="before", sign="lower"),

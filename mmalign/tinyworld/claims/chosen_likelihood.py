@@ -51,6 +51,7 @@ CLAIM = Claim(
         "likelier, by 0.33 nats (one seed), and there was nothing to keep."
     ),
     run=run,
+    objectives=("dpo", "dpo_sft"),
     comparisons=(
         Comparison(metric=CHOSEN, arm="dpo", over=0.0, sign="lower"),
         Comparison(metric=CHOSEN, arm="dpo_sft", over="dpo"),

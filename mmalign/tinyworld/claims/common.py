@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -67,6 +67,17 @@ def built(name: str, path: Path, *, seed: int, shipped: str, settings: Sequence[
         builder = config.load_builder(name, config_file(shipped), settings)
         construct(builder, path, seed=seed, settings=repr((name, shipped, list(settings))))
     return path
+
+
+def measured(path: Path, measure: Callable[[], dict[str, list[float]]]) -> dict[str, list[float]]:
+    """What ``measure`` finds, kept in ``path``; what is kept there is not measured again."""
+    if not path.is_file():
+        found = measure()
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps(found), encoding="utf-8")
+        partial.replace(path)
+    kept: dict[str, list[float]] = json.loads(path.read_text("utf-8"))
+    return kept
 
 
 def answers(policy: Policy, prompts: Sequence[Prompt], *, seed: int) -> list[Output]:

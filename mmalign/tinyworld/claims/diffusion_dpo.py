@@ -32,6 +32,7 @@ CLAIM = Claim(
     source="2311.12908",
     notes="The prompts' pictures are drawn without guidance, before and after.",
     run=run,
+    objectives=("dpo",),
     comparisons=tuple(
         Comparison(metric=metric, arm=f"{name}, after", over=f"{name}, before")
         for name in CONFIGS

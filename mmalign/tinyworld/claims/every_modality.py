@@ -74,6 +74,7 @@ CLAIM = Claim(
         "is."
     ),
     run=run,
+    objectives=("dpo", "ipo", "kto", "rdpo", "latent_em"),
     comparisons=tuple(
         Comparison(metric=GRADED, arm=f"{model}, {name}", over=f"{model}, before")
         for model, objectives in OBJECTIVES.items()

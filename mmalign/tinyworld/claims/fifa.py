@@ -70,6 +70,7 @@ CLAIM = Claim(
         "twentieth is the first rows of the same set, its labels as noisy."
     ),
     run=run,
+    objectives=("dpo",),
     comparisons=tuple(
         comparison
         for metric in (GRADED, EXACT)

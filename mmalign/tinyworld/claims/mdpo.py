@@ -108,6 +108,7 @@ CLAIM = Claim(
         "that views brought (0.07 nats)."
     ),
     run=run,
+    objectives=("dpo", "opa_dpo"),
     comparisons=(
         Comparison(metric=BLIND, arm="mDPO", over="DPO", sign="lower"),
         Comparison(metric=ACCURACY, arm="mDPO", over="DPO"),

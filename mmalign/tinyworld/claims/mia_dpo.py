@@ -99,6 +99,7 @@ CLAIM = Claim(
         "0.37 and less."
     ),
     run=run,
+    objectives=("dpo",),
     comparisons=(
         Comparison(metric=MULTI, arm="MIA-DPO", over="before"),
         Comparison(metric=SINGLE, arm="MIA-DPO", over="before", sign="kept", margin=0.03),

@@ -54,6 +54,7 @@ CLAIM = Claim(
         "exact judge. After 40 updates recorded pairs alone were ahead of both others."
     ),
     run=run,
+    objectives=("dpo",),
     comparisons=(
         Comparison(metric=SCORE, arm="mixed", over="offline"),
         Comparison(metric=SCORE, arm="mixed", over="online"),

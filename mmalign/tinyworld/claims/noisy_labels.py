@@ -61,6 +61,7 @@ CLAIM = Claim(
         "0.050 and 0.055 too low."
     ),
     run=run,
+    objectives=("dpo", "rdpo", "latent_em"),
     comparisons=tuple(
         comparison
         for rate in RATES

@@ -69,6 +69,7 @@ CLAIM = Claim(
         "At half the rate the difference to offline pairs was 0.015 [-0.004, 0.034] (one seed)."
     ),
     run=run,
+    objectives=("dpo",),
     comparisons=(
         Comparison(metric=GRADED, arm="online", over="before"),
         Comparison(metric=GRADED, arm="online", over="offline"),

@@ -77,6 +77,7 @@ CLAIM = Claim(
         "DPO collapsed."
     ),
     run=run,
+    objectives=("dpo", "opa_dpo"),
     comparisons=(
         Comparison(metric=INVENTED, arm="OPA-DPO", over="before", sign="lower"),
         Comparison(metric=INVENTED, arm="OPA-DPO", over="DPO", sign="lower"),

@@ -56,6 +56,7 @@ CLAIM = Claim(
         "the batch, one and two updates a batch."
     ),
     run=run,
+    objectives=("grpo",),
     comparisons=tuple(
         comparison
         for name in CONFIGS

@@ -49,6 +49,7 @@ CLAIM = Claim(
         "model lowered the share from 0.990 to 0.963 (one seed)."
     ),
     run=run,
+    objectives=("dpo",),
     comparisons=(
         Comparison(metric=RIGHT, arm=AFTER, over=OPTIMUM, sign="lower"),
         Comparison(metric=MENDED, arm=AFTER, over=0.5, sign="lower"),

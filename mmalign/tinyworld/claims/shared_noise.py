@@ -67,6 +67,7 @@ CLAIM = Claim(
         "0.39 and 0.88 for noise prediction, and the interval of the difference included 0."
     ),
     run=run,
+    objectives=("dpo",),
     comparisons=tuple(
         Comparison(metric=SPREAD, arm=f"{name}, shared", over=f"{name}, independent", sign="lower")
         for name in CONFIGS

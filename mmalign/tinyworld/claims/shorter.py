@@ -86,6 +86,7 @@ CLAIM = Claim(
         "Beside DPO at the full rate simpo at half of it would have looked well: that is the rate."
     ),
     run=run,
+    objectives=("dpo", "simpo", "ln_dpo"),
     comparisons=tuple(
         comparison
         for name, dpo in PAIRS.items()

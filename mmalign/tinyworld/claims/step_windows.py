@@ -103,6 +103,7 @@ CLAIM = Claim(
     ),
     source="2505.07818",
     run=run,
+    objectives=("grpo",),
     comparisons=tuple(
         comparison
         for name in CONFIGS

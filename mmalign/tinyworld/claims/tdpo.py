@@ -77,6 +77,7 @@ CLAIM = Claim(
         "token."
     ),
     run=run,
+    objectives=("dpo", "tdpo2"),
     comparisons=(
         Comparison(metric=CHOSEN_KL, arm="tdpo2", over="dpo", sign="lower"),
         Comparison(metric=REJECTED_KL, arm="tdpo2", over="dpo", sign="lower"),

@@ -1,0 +1,112 @@
+"""Objectives of pictures that no other claim has: drawings before and after a short run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from mmalign.claims import Claim, Comparison
+from mmalign.tinyworld.claims.common import (
+    GRADED,
+    aligned,
+    judged_exactly,
+    measured,
+    start,
+    trained,
+)
+
+HELDOUT = 300
+TASK = "draw"
+STARTS = {
+    "diffusion": "diffusion/diffusion_dpo",
+    "flow": "diffusion/flow_dpo",
+    "AR image": "vision/ar_dpo",
+}
+DENOISER = ("training.steps=20", "policy.draws=2", "training.learning_rate=4e-4")
+LISTS = ("training.steps=20", "source.batch_size=8")
+CODES = ("training.steps=24", "source.batch_size=16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One objective of one model.
+
+    Attributes:
+        config: A shipped one.
+        objective: Its registered name.
+        changes: To the config's settings.
+    """
+
+    config: str
+    objective: str
+    changes: tuple[str, ...]
+
+
+def _denoiser(config: str, objective: str, batch_size: int = 16) -> Arm:
+    """An arm of a bound: half the rows, draws and twice the rate of the shipped config."""
+    changes = (*DENOISER, f"source.batch_size={batch_size}")
+    return Arm(config=f"diffusion/{config}", objective=objective, changes=changes)
+
+
+ARMS: Mapping[str, Arm] = {
+    "diffusion, mapo": _denoiser("diffusion_mapo", "mapo"),
+    "flow, mapo": _denoiser("flow_mapo", "mapo"),
+    "diffusion, kto": _denoiser("diffusion_kto", "kto", batch_size=48),
+    "diffusion, pro": Arm(config="diffusion/diffusion_pro", objective="pro", changes=LISTS),
+    "flow, ipo": _denoiser("flow_ipo", "ipo"),
+    "flow, rdpo": _denoiser("flow_rdpo", "rdpo"),
+    "flow, latent_em": _denoiser("flow_latent_em", "latent_em"),
+    "AR image, simpo": Arm(config="vision/ar_simpo", objective="simpo", changes=CODES),
+    "AR image, tdpo2": Arm(config="vision/ar_tdpo", objective="tdpo2", changes=CODES),
+    "AR image, pro": Arm(
+        config="vision/ar_pro",
+        objective="pro",
+        changes=("training.steps=24", "source.batch_size=8"),
+    ),
+}
+"""The model before the comma."""
+
+
+def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
+    """The models as they are, and after each objective."""
+    names = [name for arm in ARMS for name in (before_of(arm), arm)]
+    return {
+        name: measured(folder / f"{name}.json", partial(_judged, name, folder, seed))
+        for name in names
+    }
+
+
+def _judged(name: str, folder: Path, seed: int) -> dict[str, list[float]]:
+    policy = (
+        aligned(learned(name, folder, seed))
+        if name in ARMS
+        else start(STARTS[name.partition(",")[0]])
+    )
+    return judged_exactly(policy, TASK, size=HELDOUT, seed=seed)
+
+
+def before_of(arm: str) -> str:
+    """What an arm is compared with."""
+    return f"{arm.partition(',')[0]}, before"
+
+
+def learned(name: str, folder: Path, seed: int) -> Path:
+    """The run of an arm."""
+    arm = ARMS[name]
+    changes = [*arm.changes, f"source.data.seed={seed}"]
+    return trained(arm.config, folder / name, seed=seed, overrides=changes)
+
+
+CLAIM = Claim(
+    statement=(
+        "mapo, on a diffusion model and on a flow, and what other claims leave out of the shipped "
+        "configs of pictures, improve what the models draw."
+    ),
+    source="2406.06424, 2404.04465, 2306.17492, 2405.14734, 2404.11999",
+    run=run,
+    objectives=tuple(sorted({arm.objective for arm in ARMS.values()})),
+    comparisons=tuple(Comparison(metric=GRADED, arm=arm, over=before_of(arm)) for arm in ARMS),
+    seeds=3,
+)
