@@ -140,7 +140,7 @@ CLAIM = Claim(
     ),
     source="2310.03708",
     run=run,
-    objectives=("modpo",),
+    objectives=("dpo", "modpo"),
     comparisons=(
         *(
             Comparison(metric=metric, arm=f"{MODPO} {arm:g}", over=f"{MODPO} {over:g}")
