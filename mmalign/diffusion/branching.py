@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.diffusion import pictures
-from mmalign.diffusion.moves import MIN_STD, wide
+from mmalign.diffusion.moves import wide
 from mmalign.diffusion.processes import Schedule
 from mmalign.diffusion.sampling import Asked, density, guided
 from mmalign.types import Output
@@ -91,9 +91,12 @@ class Forking:
                 for v in (schedule.level, schedule.level_next)
             )
             mean, std = process.move(latent, answer, level, after, self.settings.amount)
-            random = bool(std[0] >= MIN_STD)
+            random = bool(std[0] >= self.settings.min_std)
             if step < self.first_step or not random:
-                latent = mean + wide(std, mean) * self._noise(1) if random else mean
+                if random:
+                    latent = mean + wide(std, mean) * self._noise(1)
+                else:
+                    latent, _ = process.move(latent, answer, level, after, 0.0)
                 answer = self._ask(latent, schedule, step + 1)
                 continue
             each = mean.repeat_interleave(self.candidates, 0)

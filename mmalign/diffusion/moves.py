@@ -18,7 +18,7 @@ from torch import Tensor
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 MIN_STD = 1e-3
-"""Below this standard deviation a move is taken without noise and is not scored (masked).
+"""The least standard deviation that can be scored: below it a move is taken without noise.
 
 The last DDIM move ends on the clean latent, and the last one of a flow is too short to hold any
 noise: a density with a deviation near 0 has no usable logarithm.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ from mmalign.protocols import AGAINST, Likelihood, Want
 from mmalign.types import Output, Prompt, Scores, Trajectory
 
 KNOWN: Want = AGAINST | {"log_collision", "features"}
+LOUDEST = 0.9
+"""A move with more of the gradient's variance than this leaves nothing for the others to say."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +74,9 @@ class PathAdapter:
         self.family = family
         self.settings = settings
         self.feature_size = feature_size(family)
+        note = one_loud_move(family, settings.denoising)
+        if note is not None:
+            logger.warning(note)
 
     def encode(
         self,
@@ -228,6 +236,33 @@ class PathAdapter:
             count = max(1, round(self.settings.step_fraction * len(possible)))
             mask[row, possible[torch.randperm(len(possible), generator=generator)[:count]]] = True
         return mask
+
+
+def one_loud_move(family: Family, settings: Denoising) -> str | None:
+    """What to do where a single move drowns the others; None where none does.
+
+    A move of deviation ``std`` whose mean is ``c`` times the prediction gives the gradient of its
+    log-density the variance ``(c / std)^2``. DDIM with eta 1 from a middling level straight to the
+    last one (trailing timesteps) has a tiny deviation there and a large c.
+    """
+    schedule = family.process.schedule(settings.steps)
+    one = torch.ones(len(schedule.level), 1)
+    levels = (schedule.level, schedule.level_next, settings.amount)
+    mean, std = family.process.move(one, one, *levels)
+    without, _ = family.process.move(one, torch.zeros_like(one), *levels)
+    scored = std >= settings.min_std
+    loudness = torch.where(scored, ((mean - without).squeeze(1) / std).square(), 0.0)
+    place = int(loudness.argmax())
+    share = float(loudness[place] / loudness.sum())
+    above = std[scored & (std > std[place])]
+    if settings.window is not None or len(above) == 0 or share <= LOUDEST:
+        return None
+    between = float((std[place] * above.min()).sqrt())
+    return (
+        f"move {place + 1} of {settings.steps} has {100 * share:.0f} % of the variance of a path's "
+        f"gradient, since its deviation is {float(std[place]):.2g}: policy gradients will hardly "
+        f"train the other moves. Leave it out with min_std: {between:.1g}"
+    )
 
 
 def _scatter(value: Tensor, mask: Tensor, row: Tensor, step: Tensor) -> Tensor:

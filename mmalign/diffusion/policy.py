@@ -37,6 +37,8 @@ class DiffusionPolicy:
         window: Path: how many moves in a row are random and scored, the others being those of the
             deterministic sampler; None for all.
         window_start: Path: the first of them; None to draw it anew for every prompt.
+        min_std: Path: moves whose deviation is smaller are those of the deterministic sampler and
+            are not scored.
         draws: Bound: (timestep, noise) draws of a prompt.
         timestep_range: Bound: noise levels drawn from, as fractions; 0 is clean, 1 is noise.
         timestep_draw: Bound: their density.
@@ -74,6 +76,7 @@ class DiffusionPolicy:
     shared_start: bool = False
     window: int | None = None
     window_start: int | None = None
+    min_std: float = 1e-3
     draws: int = 1
     timestep_range: tuple[float, float] = (0.0, 1.0)
     timestep_draw: Literal["uniform", "logit_normal"] = "uniform"
@@ -126,6 +129,8 @@ class FlowPolicy:
         window: Path: how many moves in a row are random and scored, the others being those of the
             deterministic sampler; None for all.
         window_start: Path: the first of them; None to draw it anew for every prompt.
+        min_std: Path: moves whose deviation is smaller are those of the deterministic sampler and
+            are not scored.
         draws: Bound: (timestep, noise) draws of a prompt.
         timestep_range: Bound: noise levels drawn from, as fractions; 0 is clean, 1 is noise.
         timestep_draw: Bound: their density; logit-normal as flows are trained.
@@ -161,6 +166,7 @@ class FlowPolicy:
     shared_start: bool = False
     window: int | None = None
     window_start: int | None = None
+    min_std: float = 1e-3
     draws: int = 1
     timestep_range: tuple[float, float] = (0.0, 1.0)
     timestep_draw: Literal["uniform", "logit_normal"] = "logit_normal"
@@ -274,6 +280,7 @@ def _denoising(spec: DiffusionPolicy | FlowPolicy, amount: float) -> Denoising:
         shared_start=spec.shared_start,
         window=spec.window,
         window_start=spec.window_start,
+        min_std=spec.min_std,
     )
 
 

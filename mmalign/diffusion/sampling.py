@@ -34,6 +34,7 @@ class Denoising:
             sampler; None for all.
         window_start: The first of them, counted from 0; None to draw it anew for every prompt, the
             same for all its rows.
+        min_std: Moves with a smaller deviation are those of the deterministic sampler too.
     """
 
     steps: int
@@ -43,6 +44,7 @@ class Denoising:
     shared_start: bool = False
     window: int | None = None
     window_start: int | None = None
+    min_std: float = MIN_STD
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.rows_per_forward < 1:
@@ -53,6 +55,11 @@ class Denoising:
             raise ValueError(f"guidance_scale={self.guidance_scale} must be at least 1 (none)")
         if self.amount < 0:
             raise ValueError(f"the randomness of the moves must not be negative; got {self.amount}")
+        if self.min_std < MIN_STD:
+            raise ValueError(
+                f"min_std={self.min_std} must be at least {MIN_STD}: a move with less noise has no "
+                "usable density"
+            )
         if self.window is None:
             if self.window_start is not None:
                 raise ValueError("window_start says where a window begins; set `window` too")
@@ -231,12 +238,12 @@ def walk(
         answer = guided(family, model, latents[-1], timestep, asked, settings=settings)
         mean, std = family.process.move(latents[-1], answer, level, after, settings.amount)
         # All rows are at one level, so one deviation speaks for all.
-        random = bool(std[0] >= MIN_STD)
+        random = bool(std[0] >= settings.min_std)
         scored.append(may[:, step] & random)
         taken = mean + wide(std, mean) * noise() if random else mean
-        if not bool(may[:, step].all()):
+        if not (random and bool(may[:, step].all())):
             still, _ = family.process.move(latents[-1], answer, level, after, 0.0)
-            here = may[prompt_of, step].to(device)
+            here = may[prompt_of, step].to(device) & random
             taken = torch.where(wide(here, mean) > 0, taken, still)
         latents.append(taken)
         log_probs.append(density(taken, mean, std) if random else torch.zeros_like(std))

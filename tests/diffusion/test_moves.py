@@ -179,3 +179,51 @@ def test_diffusion_dpo_by_hand() -> None:
     errors = [torch.tensor([e]) for e in (0.100, 0.120, 0.101, 0.119)]
     loss = PAIRWISE["dpo"](*[-0.5 * e for e in errors], one, one, beta=5000.0)
     torch.testing.assert_close(loss, torch.tensor([0.00671535]), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["ddim", "flow"])
+def test_the_score_function_has_the_gradient_of_the_expected_reward(kind: str) -> None:
+    """Two moves whose network answers theta everywhere, and a reward -mean (x - 1)^2 at their end.
+
+    The moves are affine in latent and theta, so the expected latent is that of the moves without
+    noise, m(theta), and ``d E r / d theta = -2 (m - 1) dm / d theta``. Log-probs are means over the
+    D elements, so D times the gradient of ``sum_t l_t`` is the score; its second moment for a move
+    is ``D (c / std)^2`` with c the mean's response to theta, so the move with the least noise for
+    its response is the loudest.
+    """
+    torch.manual_seed(0)
+    rows, size = 40_000, 4
+    moves: dict[str, list[tuple[float, float]]] = {
+        "ddim": [(0.1, 0.6), (0.6, 0.97)],
+        "flow": [(0.9, 0.5), (0.5, 0.2)],
+    }
+
+    def move(x: Tensor, theta: Tensor, at: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        before, after = (torch.full((len(x),), value) for value in at)
+        answer = theta.view(-1, 1, 1, 1).expand_as(x)
+        if kind == "ddim":
+            return ddim_move(x, answer, alpha=before, alpha_next=after, eta=1.0)
+        return flow_sde_move(x, answer, sigma=before, sigma_next=after, noise_level=0.7)
+
+    theta = torch.tensor([0.3], requires_grad=True)
+    mean = torch.full((1, size, 1, 1), 0.5)
+    for at in moves[kind]:
+        mean, _ = move(mean, theta, at)
+    expected = mean.mean()
+    (exact,) = torch.autograd.grad(-((expected - 1) ** 2), theta)
+
+    each = torch.full((rows,), 0.3, requires_grad=True)
+    x, scores = torch.full((rows, size, 1, 1), 0.5), []
+    for at in moves[kind]:
+        mean, std = move(x, each, at)
+        after = (mean + std.view(-1, 1, 1, 1) * torch.randn_like(mean)).detach()
+        log_prob = gaussian_log_probs(after, mean, std.view(-1, 1, 1, 1))
+        (found,) = torch.autograd.grad(size * log_prob.sum(), each, retain_graph=True)
+        response = torch.autograd.grad(mean.sum(), each)[0] / size
+        expected_square = float(size * (response[0] / std[0]) ** 2)
+        assert float(found.square().mean()) == pytest.approx(expected_square, rel=0.05)
+        scores.append(found)
+        x = after
+    reward = -(x - 1).square().mean((1, 2, 3))
+    estimate = (sum(scores) * (reward - reward.mean())).mean()
+    assert float(estimate) == pytest.approx(float(exact), rel=0.05)
