@@ -73,6 +73,7 @@ COLUMNS = {
     "flow, ELBO": Column(adapter="mmalign.diffusion.elbo:ElboAdapter"),
 }
 OFFLINE = "recorded pairs"
+LABELLED = "labelled outputs, or recorded pairs"
 SHOWN = "recorded demonstrations"
 LISTS = "ranked lists"
 ONLINE = "rollouts"
@@ -91,7 +92,11 @@ ROWS: list[tuple[str, str, Objective]] = [
     ("pro, lambda_dpo, tpo_tree", LISTS, PRO()),
     ("SFT", SHOWN, SFT()),
     ("aot, aot_unpaired, bco, latent_em", OFFLINE, AOT()),
-    ("kto, apo_zero_unpaired; Diffusion-KTO", "labelled outputs, or " + OFFLINE, KTO()),
+    (
+        "kto, apo_zero_unpaired, bco_unpaired; Diffusion-KTO",
+        "labelled outputs, or " + OFFLINE,
+        KTO(),
+    ),
     ("online DPO, online IPO", ONLINE, DPO()),
     ("mixed DPO, mixed IPO", OFFLINE + " and " + ONLINE, DPO()),
     ("pro, lambda_dpo, xpo, inpo", ONLINE, XPO()),

@@ -47,6 +47,7 @@ OBJECTIVES = {
     "bco_pair": "mmalign.objectives:BCO",
     "kto": "mmalign.objectives:KTO",
     "apo_zero_unpaired": "mmalign.objectives:APOZeroUnpaired",
+    "bco_unpaired": "mmalign.objectives:BCOUnpaired",
     "d3po": "mmalign.objectives:D3PO",
     "spo": "mmalign.objectives:SPO",
     "dpok": "mmalign.objectives:DPOK",

@@ -28,6 +28,7 @@ from mmalign.functional.logistic import (
     exo_pair,
     f_dpo,
     hinge,
+    label_em,
     label_posterior,
     latent_em,
     ln_dpo,
@@ -46,7 +47,7 @@ from mmalign.functional.token_level import (
     tdpo1,
     tdpo2,
 )
-from mmalign.functional.unpaired import kto
+from mmalign.functional.unpaired import bco_unpaired, kto
 
 PAIRWISE: Mapping[str, Callable[..., Tensor]] = {
     "dpo": dpo,
@@ -84,6 +85,7 @@ __all__ = [
     "apo_down",
     "apo_zero",
     "bco",
+    "bco_unpaired",
     "best_of",
     "cdpo_smoothing",
     "clamped_surrogate",
@@ -106,6 +108,7 @@ __all__ = [
     "ipo",
     "kl",
     "kto",
+    "label_em",
     "label_posterior",
     "lambda_dpo",
     "latent_em",

@@ -208,36 +208,47 @@ def _link(h: Tensor, divergence: Divergence, alpha: float) -> Tensor:
     return torch.expm1((power * h).clamp(max=EXPONENT_BOUND)) / power
 
 
-def label_posterior(
-    s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, *, beta: float,
-    reliability: float | Tensor,
-) -> Tensor:  # fmt: skip
-    """Probability that a pair is labelled rightly: ``sigmoid(beta D + logit(reliability))``.
+def label_posterior(gap: Tensor, *, reliability: float | Tensor) -> Tensor:
+    """Probability that a pair is labelled rightly: ``sigmoid(gap + logit(reliability))``.
 
     Args:
-        s_w: ``[N]`` summed log-probs, like the next three (see the module).
-        s_l: See ``s_w``.
-        ref_s_w: See ``s_w``.
-        ref_s_l: See ``s_w``.
-        beta: See the module.
+        gap: ``[N]`` by how much a loss of pairs prefers the label as it is, ``loss(l over w) -
+            loss(w over l)``: ``beta D`` for DPO.
         reliability: Share of right labels of the annotator, a number or ``[N]``, in (0, 1].
 
     Returns:
-        ``[N]`` without gradient; the reliability itself where policy and reference agree.
+        ``[N]`` without gradient; the reliability itself where the gap is 0.
     """
-    eta = torch.as_tensor(reliability, dtype=s_w.dtype, device=s_w.device)
-    z = beta * difference(s_w, s_l, ref_s_w, ref_s_l)
-    return torch.sigmoid(z + torch.logit(eta)).detach()
+    eta = torch.as_tensor(reliability, dtype=gap.dtype, device=gap.device)
+    return torch.sigmoid(gap + torch.logit(eta)).detach()
+
+
+def label_em(gap: Tensor, *, reliability: float | Tensor) -> Tensor:
+    """A step of expectation-maximisation over label correctness, on top of any loss of pairs.
+
+    ``-[w log p + (1 - w) log(1 - p)]`` where ``p = sigmoid(gap)`` is the probability that the loss
+    gives the label as it is, by ``p ~ exp(-loss)``, and ``w`` is `label_posterior`, held fixed. The
+    caller moves the reliability towards the mean posterior of the annotator's pairs.
+
+    Args:
+        gap: See `label_posterior`.
+        reliability: See `label_posterior`.
+
+    Returns:
+        ``[N]``; log 2 where the gap is 0, ``-log p`` at a reliability of 1.
+
+    References:
+        2509.24159.
+    """
+    w = label_posterior(gap, reliability=reliability)
+    return -(w * logsigmoid(gap) + (1 - w) * logsigmoid(-gap))
 
 
 def latent_em(
     s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor,
     *, beta: float, reliability: float | Tensor = 0.9,
 ) -> Tensor:  # fmt: skip
-    """Expectation-maximisation over label correctness: ``-[w LS(beta D) + (1 - w) LS(-beta D)]``.
-
-    ``w`` is `label_posterior`, held fixed. DPO is a reliability of 1. The caller moves the
-    reliability towards the mean posterior of the annotator's pairs.
+    """`label_em` of DPO, whose gap is ``beta D``; DPO itself is a reliability of 1.
 
     Returns:
         ``[N]``; log 2 where policy and reference agree.
@@ -245,6 +256,4 @@ def latent_em(
     References:
         2509.24159.
     """
-    z = beta * difference(s_w, s_l, ref_s_w, ref_s_l)
-    w = label_posterior(s_w, s_l, ref_s_w, ref_s_l, beta=beta, reliability=reliability)
-    return -(w * logsigmoid(z) + (1 - w) * logsigmoid(-z))
+    return label_em(beta * difference(s_w, s_l, ref_s_w, ref_s_l), reliability=reliability)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from mmalign.objectives.absolute import NCA, SPPO, APODown, APOZero
 from mmalign.objectives.anchored import Anchored
+from mmalign.objectives.bco_unpaired import BCOUnpaired
 from mmalign.objectives.coupled import AOT, BCO, AOTUnpaired
 from mmalign.objectives.ddpo import DDPO
 from mmalign.objectives.dpo import DPO
@@ -75,6 +76,7 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
     "bco_pair": BCO,
     "kto": KTO,
     "apo_zero_unpaired": APOZeroUnpaired,
+    "bco_unpaired": BCOUnpaired,
     "d3po": D3PO,
     "spo": SPO,
     "dpok": DPOK,
@@ -133,6 +135,7 @@ __all__ = [
     "APOZeroUnpaired",
     "AlphaPO",
     "Anchored",
+    "BCOUnpaired",
     "ConservativeDPO",
     "CriticalDPO",
     "DPOWithSFT",

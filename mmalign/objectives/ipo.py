@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+
+from torch import Tensor
 
 from mmalign import functional
 from mmalign.functional.squared import Reduction
@@ -46,5 +47,11 @@ class IPO:
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
         """Summed over pairs; ``1 / (4 beta^2)`` a pair at the reference."""
-        formula = partial(functional.ipo, beta=self.beta, reduction=self.reduction)
-        return pairwise.loss(scores, batch, formula=formula, beta=self.beta)
+        return pairwise.loss(scores, batch, formula=self.formula, beta=self.beta)
+
+    def formula(
+        self, s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor
+    ) -> Tensor:
+        """``[N]`` losses (see `mmalign.functional.ipo`)."""
+        six = (s_w, s_l, ref_s_w, ref_s_l, n_w, n_l)
+        return functional.ipo(*six, beta=self.beta, reduction=self.reduction)

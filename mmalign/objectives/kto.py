@@ -7,7 +7,9 @@ side of a recorded pair is desirable and its rejected side undesirable, and roll
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -20,6 +22,8 @@ from mmalign.objectives.pairwise import mean_of, total_log_probs
 from mmalign.types import Additive, Batch, Loss, Scores
 
 KLPoint = Literal["mismatched", "matched"]
+Formula = Callable[[Tensor, Tensor], Tensor]
+"""From log-ratios and labels of rows, ``[B]`` each, to their losses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +61,7 @@ class KTO:
     kl_point: KLPoint = "mismatched"
 
     def __post_init__(self) -> None:
-        _check(self.beta, self.desirable_weight, self.undesirable_weight)
+        check_weights(self.beta, self.desirable_weight, self.undesirable_weight)
         if self.kl_point not in ("mismatched", "matched"):
             raise ValueError(
                 f"kl_point={self.kl_point!r} is unknown; use 'mismatched' or 'matched', or the "
@@ -117,9 +121,9 @@ class KTO:
         return unpaired_loss(
             scores,
             batch,
+            formula=partial(functional.kto, beta=self.beta, kl_point=batch.anchor),
             beta=self.beta,
             weights=(self.desirable_weight, self.undesirable_weight),
-            kl_point=batch.anchor,
         )
 
 
@@ -145,7 +149,7 @@ class APOZeroUnpaired:
     undesirable_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(self.beta, self.desirable_weight, self.undesirable_weight)
+        check_weights(self.beta, self.desirable_weight, self.undesirable_weight)
 
     @property
     def additive_over(self) -> Additive:
@@ -167,9 +171,9 @@ class APOZeroUnpaired:
         return unpaired_loss(
             scores,
             batch,
+            formula=partial(functional.kto, beta=self.beta),
             beta=self.beta,
             weights=(self.desirable_weight, self.undesirable_weight),
-            kl_point=0.0,
         )
 
 
@@ -216,19 +220,13 @@ def unpaired_credit(batch: Batch, labelled: Tensor, mismatched: Tensor) -> Batch
 
 
 def unpaired_loss(
-    scores: Scores,
-    batch: Batch,
-    *,
-    beta: float,
-    weights: tuple[float, float],
-    kl_point: Tensor | float,
+    scores: Scores, batch: Batch, *, formula: Formula, beta: float, weights: tuple[float, float]
 ) -> Loss:
-    """The sum over the piece's rows of `functional.kto`, times the weight of their label."""
+    """The sum over the piece's rows of a formula, times the weight of their label."""
     assert batch.label is not None and batch.reference is not None
     log_ratio = total_log_probs(scores.log_probs - batch.reference, batch)
     counted = policy_gradient.scored(batch).any(1)
-    each = functional.kto(log_ratio, batch.label, beta=beta, kl_point=kl_point)
-    each = torch.where(batch.label, *weights) * each
+    each = torch.where(batch.label, *weights) * formula(log_ratio, batch.label)
     # A row without weight only keeps a process without data in step with the others.
     total = torch.where(counted, each, 0.0).sum()
     with torch.no_grad():
@@ -241,7 +239,12 @@ def unpaired_loss(
     return Loss(total=total, metrics=metrics)
 
 
-def _check(beta: float, desirable: float, undesirable: float) -> None:
+def check_weights(beta: float, desirable: float, undesirable: float) -> None:
+    """Refuse settings under which nothing, or the wrong outputs, would be preferred.
+
+    Raises:
+        ValueError: Naming the setting.
+    """
     if beta <= 0:
         raise ValueError(f"beta={beta} would not prefer desirable outputs; use more than 0")
     for name, value in (("desirable_weight", desirable), ("undesirable_weight", undesirable)):

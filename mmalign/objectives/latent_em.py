@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from mmalign import distributed, functional
 from mmalign.objectives import pairwise
-from mmalign.objectives.coupled import coefficients, side_sums
+from mmalign.objectives.coupled import coefficients
+from mmalign.objectives.dpo import DPO
+from mmalign.objectives.ipo import IPO
 from mmalign.objectives.pair import PairObjective
-from mmalign.types import Batch, Loss, Scores
+from mmalign.protocols import Objective
+from mmalign.types import Additive, Batch, Loss, Scores
 
 MARGIN = 1e-3
 """The running reliability stays so far from 1: there every label would be right for ever."""
+PLAIN = (PairObjective.loss, IPO.loss)
+"""A loss that is its formula, without a statistic, margin or step of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LatentEM(PairObjective):
-    """DPO by expectation-maximisation over which labels are right.
+class LatentEM:
+    """Expectation-maximisation over which labels are right, on top of a loss of pairs.
 
-    ``-[w LS(beta D) + (1 - w) LS(-beta D)]`` where ``w = sigmoid(beta D + logit(eta))``, without
-    gradient, is the probability that the pair is labelled rightly, and ``eta`` the reliability of
-    its annotator. After each batch an annotator's reliability moves by ``rate`` towards the mean
-    ``w`` of its pairs in the global batch, all processes together; one without a pair keeps his.
-    The reliabilities are the run's memory and are saved with it. Annotators are told apart where
-    the source names them (``annotator``), and are one otherwise.
+    ``-[w log p + (1 - w) log(1 - p)]`` where ``p = sigmoid(g)``, ``g = loss(l over w) -
+    loss(w over l)``, is the probability that the base loss gives the label as it is, and
+    ``w = sigmoid(g + logit(eta))``, without gradient, the probability that the label is right. With
+    DPO as base g is ``beta D``, with IPO ``2 m / beta`` for a margin m. After each batch an
+    annotator's reliability ``eta`` moves by ``rate`` towards the mean ``w`` of its pairs in the
+    global batch, all processes together; one without a pair keeps his. The reliabilities are the
+    run's memory and are saved with it. Annotators are told apart where the source names them
+    (``annotator``), and are one otherwise.
 
     The mean ``w`` is taken from the policy before the batch's first update. Where a batch serves
     several updates, ``eta`` stays the same for all of them and ``w`` follows the policy.
 
     Attributes:
-        beta: Per nat of log-ratio, summed over steps.
+        of: The base loss, a formula of pairs: `dpo`, `ipo`, `simpo`, `cpo` and others. What it
+            adds for the chosen side alone enters the gap as a difference of the two sides.
         reliability: Of every annotator at the start, between 0 and 1.
         rate: Share of the way to a batch's mean that the reliability moves; 0 keeps it.
         lowest: Bound of the running reliability. Below 0.5 an annotator's labels count as turned
@@ -43,13 +51,17 @@ class LatentEM(PairObjective):
         2509.24159.
     """
 
-    beta: float = 0.1
+    of: Objective = field(default_factory=DPO)
     reliability: float = 0.9
     rate: float = 0.1
     lowest: float = 0.5
 
     def __post_init__(self) -> None:
-        PairObjective.__post_init__(self)
+        if not isinstance(self.of, PairObjective | IPO) or type(self.of).loss not in PLAIN:
+            raise ValueError(
+                f"latent_em takes a loss that is a formula of each pair, such as dpo, ipo, simpo "
+                f"or cpo, and {type(self.of).__name__} is none"
+            )
         if not MARGIN <= self.lowest <= self.reliability <= 1 - MARGIN:
             raise ValueError(
                 f"reliability={self.reliability} and lowest={self.lowest} do not suit latent_em: "
@@ -59,16 +71,31 @@ class LatentEM(PairObjective):
             raise ValueError(f"rate={self.rate} is a share of the way; use 0 to 1")
 
     @property
-    def needs(self) -> frozenset[str]:
-        """Log-probs under the reference, and under the policy before the batch's first update."""
-        return frozenset({"reference", "behaviour", "coupled"})
+    def base(self) -> PairObjective | IPO:
+        """The base loss, which is checked when the settings are made."""
+        assert isinstance(self.of, PairObjective | IPO)
+        return self.of
 
-    def formula(
+    @property
+    def additive_over(self) -> Additive:
+        """As the base loss."""
+        return self.of.additive_over
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the base loss needs, and log-probs before the batch's first update."""
+        return self.of.needs | {"behaviour", "coupled"}
+
+    def credit(self, batch: Batch) -> Batch:
+        """That of the base loss."""
+        return self.of.credit(batch)
+
+    def gap(
         self, s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor
     ) -> Tensor:
-        """``[N]`` at the starting reliability; log 2 at the reference."""
-        six = (s_w, s_l, ref_s_w, ref_s_l, n_w, n_l)
-        return functional.latent_em(*six, beta=self.beta, reliability=self.reliability)
+        """``[N]`` by how much the base loss prefers the label as it is; 0 at equal sides."""
+        turned = self.base.formula(s_l, s_w, ref_s_l, ref_s_w, n_l, n_w)
+        return turned - self.base.formula(s_w, s_l, ref_s_w, ref_s_l, n_w, n_l)
 
     @torch.no_grad()
     def remember(
@@ -76,14 +103,13 @@ class LatentEM(PairObjective):
     ) -> tuple[Batch, Mapping[str, float]]:
         """Each pair with its annotator's reliability, and the reliabilities after this batch."""
         assert batch.pairs is not None
-        own, reference = side_sums(batch)
+        assert batch.behaviour is not None
+        gap = self.gap(*pairwise.sides(batch.behaviour, batch))
         who = self._annotators(batch)
         known = [memory.get(str(number), self.reliability) for number in who.tolist()]
-        eta = own.new_tensor(known)
-        right = functional.label_posterior(
-            *own.unbind(1), *reference.unbind(1), beta=self.beta, reliability=eta
-        )
-        counted = coefficients(batch, own) != 0
+        eta = gap.new_tensor(known)
+        right = functional.label_posterior(gap, reliability=eta)
+        counted = coefficients(batch, gap) != 0
         everyone, _ = distributed.gathered(who[counted])
         posterior, _ = distributed.gathered(right[counted])
         after = dict(memory)
@@ -101,18 +127,17 @@ class LatentEM(PairObjective):
         return replace(batch, pair_anchor=eta.unsqueeze(1).expand(-1, 2), metrics=metrics), after
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
-        """Summed over pairs; log 2 a pair at the reference."""
-        if batch.pair_anchor is None:
-            return pairwise.loss(scores, batch, formula=self.formula, beta=self.beta)
-        eta = batch.pair_anchor[:, 0]
+        """Summed over pairs; log 2 a pair where the base loss finds both sides alike."""
+        anchor = batch.pair_anchor
+        eta = self.reliability if anchor is None else anchor[:, 0]
 
         def trusted(
             s_w: Tensor, s_l: Tensor, ref_s_w: Tensor, ref_s_l: Tensor, n_w: Tensor, n_l: Tensor
         ) -> Tensor:
-            six = (s_w, s_l, ref_s_w, ref_s_l, n_w, n_l)
-            return functional.latent_em(*six, beta=self.beta, reliability=eta)
+            gap = self.gap(s_w, s_l, ref_s_w, ref_s_l, n_w, n_l)
+            return functional.label_em(gap, reliability=eta)
 
-        return pairwise.loss(scores, batch, formula=trusted, beta=self.beta)
+        return pairwise.loss(scores, batch, formula=trusted, beta=self.base.beta)
 
     def _annotators(self, batch: Batch) -> Tensor:
         """``[N]`` int64 annotator of each pair; 0 where the source names none."""

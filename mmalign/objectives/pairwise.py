@@ -48,13 +48,18 @@ def loss(scores: Scores, batch: Batch, *, formula: Formula, beta: float) -> Loss
         formula: The six tensors of a pairwise loss to ``[N]``.
         beta: Turns log-ratios into the implicit rewards of the metrics.
     """
+    each = formula(*sides(scores.log_probs, batch))
+    return summed(each, scores, batch, beta=beta)
+
+
+def sides(log_probs: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    """The six ``[N]`` tensors of a formula: sums of the policy and the reference, and steps."""
     assert batch.pairs is not None
     # Formulas without a reference never look at it, and their implicit rewards are likelihoods.
     reference = torch.zeros_like(batch.weight) if batch.reference is None else batch.reference
     steps = batch.trajectory.mask[batch.pairs] & (batch.pair_weights() != 0)
-    sides = (*side_sums(scores.log_probs, batch), *side_sums(reference, batch))
-    each = formula(*sides, *steps.sum(2).unbind(1))
-    return summed(each, scores, batch, beta=beta)
+    sums = (*side_sums(log_probs, batch), *side_sums(reference, batch))
+    return (*sums, *steps.sum(2).unbind(1))
 
 
 def side_sums(values: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from core_parts import offline, tensors_of, trace, training
 
 from mmalign.data.files import File
 from mmalign.data.several import Several
-from mmalign.objectives import AOT, BCO, KTO, AOTUnpaired, LatentEM
+from mmalign.objectives import AOT, BCO, KTO, AOTUnpaired, BCOUnpaired, LatentEM
 from mmalign.policy import Policy
 from mmalign.protocols import Objective
 from mmalign.run import Run
@@ -177,7 +177,9 @@ def coupled_run(objective: Objective, model: str, output: Path) -> Run:
     return run
 
 
-EVERY = [AOT(beta=0.5), AOTUnpaired(beta=0.5), BCO(beta=0.5), KTO(beta=0.5)]
+EVERY = [
+    AOT(beta=0.5), AOTUnpaired(beta=0.5), BCO(beta=0.5), KTO(beta=0.5), BCOUnpaired(beta=0.5),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("objective", EVERY, ids=lambda o: type(o).__name__)
@@ -196,7 +198,7 @@ def test_microbatches_change_no_run(objective: Objective, model: str, tmp_path: 
         trainer.train()
         found[rows] = tensors_of(trainer), trace(run.output)
     weights, lines = found[None]
-    landmark = {AOT: 1.0, AOTUnpaired: 1.0, BCO: 2.0}.get(type(objective))
+    landmark = {AOT: 1.0, AOTUnpaired: 1.0, BCO: 2.0, BCOUnpaired: 1.0}.get(type(objective))
     expected = 0.5 if landmark is None else landmark * math.log(2)
     assert lines[0]["loss"] == pytest.approx(expected, abs=1e-4)
     assert abs(lines[1]["loss"] - expected) > 1e-3

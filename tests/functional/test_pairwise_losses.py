@@ -157,8 +157,8 @@ def test_gradient_is_the_derivative(name, hyper):
     """Where the loss holds nothing fixed; EM's weights and BCO's shift are constants by design."""
     s_w, s_l, *rest = random_pairs(5)
     if name == "latent_em":
-        posterior = F.label_posterior(s_w, s_l, *rest[:2], beta=0.7, reliability=0.9)
-        by_hand = -0.7 * (posterior - torch.sigmoid(0.7 * ((s_w - rest[0]) - (s_l - rest[1]))))
+        gap = 0.7 * ((s_w - rest[0]) - (s_l - rest[1]))
+        by_hand = -0.7 * (F.label_posterior(gap, reliability=0.9) - torch.sigmoid(gap))
         (got,) = torch.autograd.grad(
             F.latent_em(s_w.requires_grad_(), s_l, *rest, beta=0.7).sum(), s_w
         )
@@ -327,12 +327,12 @@ def test_label_posterior():
 
     The reliability then moves to 0.9 + 0.1 (mean w - 0.9) = 0.900013.
     """
-    w = F.label_posterior(S_W, S_L, REF_W, REF_L, beta=0.5, reliability=0.9)
+    gap = 0.5 * doubles(0.8, -0.6)
+    w = F.label_posterior(gap, reliability=0.9)
     torch.testing.assert_close(w, doubles(0.930683, 0.869577), atol=1e-6, rtol=0)
     assert 0.9 * 0.9 + 0.1 * float(w.mean()) == pytest.approx(0.900013, abs=1e-6)
-    even = F.label_posterior(S_W, S_L, REF_W, REF_L, beta=0.5, reliability=0.5)
-    torch.testing.assert_close(even, torch.sigmoid(0.5 * doubles(0.8, -0.6)))
-    at_reference = F.label_posterior(S_W, S_L, S_W, S_L, beta=0.5, reliability=doubles(0.7, 0.8))
+    torch.testing.assert_close(F.label_posterior(gap, reliability=0.5), torch.sigmoid(gap))
+    at_reference = F.label_posterior(doubles(0, 0), reliability=doubles(0.7, 0.8))
     torch.testing.assert_close(at_reference, doubles(0.7, 0.8))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmalign import functional
 from mmalign.invariants import has_signal, odd_beta
-from mmalign.objectives import KTO, APOZero, APOZeroUnpaired
+from mmalign.objectives import BCO, KTO, APOZero, APOZeroUnpaired, BCOUnpaired
 from mmalign.types import Batch, Loss, Scores
 from tests import tabular
 from tests.objectives.test_pairwise_objectives import doubles, two_pairs
@@ -43,7 +43,9 @@ def of_labelled(scores: Scores, batch: Batch) -> Scores:
     return Scores(log_probs=scores.log_probs[: len(batch)])
 
 
-def credited_loss(objective: KTO | APOZeroUnpaired, scores: Scores, batch: Batch) -> Loss:
+def credited_loss(
+    objective: KTO | APOZeroUnpaired | BCOUnpaired, scores: Scores, batch: Batch
+) -> Loss:
     batch = objective.credit(batch)
     return objective.loss(of_labelled(scores, batch), batch)
 
@@ -169,6 +171,41 @@ def test_anchored_unpaired_is_the_paired_loss_of_its_sides():
     assert found == pytest.approx(paired.loss(scores, paired.credit(batch)).total.item())
 
 
+def test_bco_by_hand():
+    """The fixture's h have the mean 0.1, so beta 0.5 gives a shift of 0.05, whatever the mismatched
+    rows say. Rewards less shift: 0.2, -0.15 desirable, -0.2, 0.15 undesirable. log(1 + exp(-0.2)) =
+    0.598139 and log(1 + exp(0.15)) = 0.770957, each twice. Gradients: minus and plus 0.5 times
+    sigmoid(-0.2) = 0.450166 and sigmoid(0.15) = 0.537430.
+    """
+    scores, batch = recorded(*FIXTURE, mismatched=[9.0])
+    objective = BCOUnpaired(beta=0.5)
+    batch = objective.credit(batch)
+    assert len(batch) == 4 and batch.denominator == 4.0
+    assert batch.metrics["rewards/shift"] == (pytest.approx(0.05), 1.0)
+    loss = objective.loss(of_labelled(scores, batch), batch)
+    assert loss.total.item() == pytest.approx(2 * (0.598139 + 0.770957), abs=2e-6)
+    loss.total.backward()
+    by_hand = doubles(-0.225083, -0.268715, 0.225083, 0.268715, 0)
+    torch.testing.assert_close(scores.log_probs.grad.flatten(), by_hand, atol=1e-6, rtol=0)
+    weighed = BCOUnpaired(beta=0.5, desirable_weight=2.0, undesirable_weight=3.0)
+    found = weighed.loss(of_labelled(scores, batch), batch).total.item()
+    assert found == pytest.approx(5 * (0.598139 + 0.770957), abs=1e-5)
+
+
+def test_bco_of_both_sides_is_that_of_the_pair():
+    """The mean reward of labelled sides is the shift of their pairs; 2 log 2 at the reference."""
+    scores, batch = two_pairs()
+    batch = replace(batch, behaviour=scores.log_probs)
+    paired = BCO(beta=0.5)
+    expected = paired.loss(scores, paired.credit(batch)).total.item()
+    assert credited_loss(BCOUnpaired(beta=0.5), scores, batch).total.item() == pytest.approx(
+        expected, abs=1e-12
+    )
+    start, batch = recorded([0.0, 0.0], [True, False])
+    found = credited_loss(BCOUnpaired(), start, batch).total.item()
+    assert found == pytest.approx(2 * math.log(2))
+
+
 def test_sides_of_a_pair_are_labelled_by_their_reward():
     """In the fixture pair B stands rejected side first."""
     _, batch = two_pairs()
@@ -255,7 +292,7 @@ def test_pieces_add_up_with_mismatched_rows(rows):
     assert whole.abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", [KTO, APOZeroUnpaired])
+@pytest.mark.parametrize("kind", [KTO, APOZeroUnpaired, BCOUnpaired])
 def test_a_beta_of_another_kind_of_loss_is_noticed(kind):
     """Sums of nats call for less than 2; a bound's log-probs for thousands."""
     note = odd_beta(kind(beta=5.0), symbols=True)

@@ -21,6 +21,7 @@ from mmalign.objectives import (
     PRO,
     TRPA,
     AOTUnpaired,
+    BCOUnpaired,
     LambdaDPO,
     LatentEM,
 )
@@ -40,6 +41,7 @@ COUPLED: dict[str, Objective] = {
     "aot_unpaired": AOTUnpaired(beta=0.5, label_smoothing=0.1),
     "bco_pair": BCO(beta=0.5),
     "kto": KTO(beta=0.5),
+    "bco_unpaired": BCOUnpaired(beta=0.5),
     "kto_matched": KTO(beta=0.5, kl_point="matched"),
     "mpo": MPO(),
 }

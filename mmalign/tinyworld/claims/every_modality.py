@@ -28,14 +28,14 @@ OBJECTIVES = {
         "ipo": "{type: ipo, beta: 50}",
         "kto": "{type: kto, beta: 400, kl_point: matched}",
         "rdpo": "{type: rdpo, beta: 200, label_smoothing: 0.1}",
-        "latent_em": "{type: latent_em, beta: 200}",
+        "latent_em": "{type: latent_em, of: {type: dpo, beta: 200}}",
     },
     "AR image": {
         "dpo": "{type: dpo, beta: 0.1}",
         "ipo": "{type: ipo, beta: 0.5}",
         "kto": "{type: kto, beta: 0.2}",
         "rdpo": "{type: rdpo, beta: 0.1, label_smoothing: 0.1}",
-        "latent_em": "{type: latent_em, beta: 0.1}",
+        "latent_em": "{type: latent_em, of: {type: dpo, beta: 0.1}}",
     },
 }
 

@@ -12,6 +12,7 @@ from mmalign.tinyworld.claims.common import EXACT, aligned, judged_exactly, logg
 CONFIG = "text/dpo"
 HELDOUT = 800
 BETA = 5
+DPO = f"{{type: dpo, beta: {BETA}}}"
 """High, so that a fifth of wrong labels ends DPO's margin at log 4 / 5 nats."""
 SAME = ("training.steps=80", "training.learning_rate=1e-3")
 RATES = (0.2, 0.4)
@@ -26,9 +27,9 @@ def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
     for rate in RATES:
         data = f"{{type: tinyworld, task: arithmetic, size: 4000, seed: {seed}, flip_rate: {rate}}}"
         objectives = {
-            "dpo": f"{{type: dpo, beta: {BETA}}}",
+            "dpo": DPO,
             "rdpo": f"{{type: rdpo, beta: {BETA}, label_smoothing: {rate}}}",
-            "latent_em": f"{{type: latent_em, beta: {BETA}, reliability: 0.75, rate: 0.2}}",
+            "latent_em": f"{{type: latent_em, of: {DPO}, reliability: 0.75, rate: 0.2}}",
         }
         for name, objective in objectives.items():
             output = trained(

@@ -21,6 +21,7 @@ BRIEF = "brevity (0 for two words, -1 for two more)"
 BEFORE = "before"
 PAIRS = ("training.steps=40", "source.batch_size=16")
 """A third of the pairs and updates that the shipped configs have."""
+LABELLED = ("training.steps=40", "source.batch_size=32")
 ROLLOUTS = ("training.steps=20",)
 """Half of the updates."""
 
@@ -56,7 +57,7 @@ ARMS: Mapping[str, Arm] = {
     **_same("discopop", "f_dpo", "dpo_sft", "ld_dpo", "nca_pair", "apo_zero", "apo_down"),
     **_same("sppo_hard", "simpo", "alphapo", "cpo", "orpo", "aot", "aot_unpaired", "bco_pair"),
     **_same("latent_em", "logic", "wpo", "mpo", "pro", "tpo_tree", "lambda_dpo"),
-    **_same("kto", "apo_zero_unpaired", changes=("training.steps=40", "source.batch_size=32")),
+    **_same("kto", "apo_zero_unpaired", "bco_unpaired", changes=LABELLED),
     "tdpo1": Arm(config="text/tdpo", changes=("objective={type: tdpo1, beta: 0.1}", *PAIRS)),
     "tdpo2": Arm(config="text/tdpo"),
     "anchored": Arm(config="text/mpo", changes=(ANCHORED, *PAIRS)),
