@@ -163,7 +163,9 @@ def discopop(
 ) -> Tensor:  # fmt: skip
     """Log-ratio modulated loss: ``-LS(z)(1 - m) + exp(-z) m`` with ``m = sigmoid(z / tau)``, sums.
 
-    Here ``z = beta D``. The loss is not convex in the margin.
+    Here ``z = beta D``. The loss is not convex in the margin: its slope in ``z`` where policy and
+    reference agree is ``(1 - log 2) / (4 tau) - 3/4``, so below a ``tau`` of 0.102 the margin is
+    pushed down there (at ``beta = tau = 0.05`` from -2.37 to 1.44 nats).
 
     Returns:
         ``[N]``; (log 2 + 1) / 2 where policy and reference agree.

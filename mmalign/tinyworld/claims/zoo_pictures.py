@@ -1,4 +1,4 @@
-"""Objectives of pictures that no other claim has: drawings before and after a short run."""
+"""Objectives of pictures that no other claim has: models before and after a short run."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from mmalign.tinyworld.claims.common import (
 )
 
 HELDOUT = 300
-TASK = "draw"
 STARTS = {
     "diffusion": "diffusion/diffusion_dpo",
     "flow": "diffusion/flow_dpo",
     "AR image": "vision/ar_dpo",
+    "LVLM": "vision/lvlm_dpo",
 }
 DENOISER = ("training.steps=20", "policy.draws=2", "training.learning_rate=4e-4")
 LISTS = ("training.steps=20", "source.batch_size=8")
-CODES = ("training.steps=24", "source.batch_size=16")
+TOKENS = ("training.steps=24", "source.batch_size=16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +58,20 @@ ARMS: Mapping[str, Arm] = {
     "flow, ipo": _denoiser("flow_ipo", "ipo"),
     "flow, rdpo": _denoiser("flow_rdpo", "rdpo"),
     "flow, latent_em": _denoiser("flow_latent_em", "latent_em"),
-    "AR image, simpo": Arm(config="vision/ar_simpo", objective="simpo", changes=CODES),
-    "AR image, tdpo2": Arm(config="vision/ar_tdpo", objective="tdpo2", changes=CODES),
+    "AR image, simpo": Arm(config="vision/ar_simpo", objective="simpo", changes=TOKENS),
+    "AR image, tdpo2": Arm(config="vision/ar_tdpo", objective="tdpo2", changes=TOKENS),
     "AR image, pro": Arm(
         config="vision/ar_pro",
         objective="pro",
         changes=("training.steps=24", "source.batch_size=8"),
     ),
+    "LVLM, kto": Arm(
+        config="vision/lvlm_kto",
+        objective="kto",
+        changes=("training.steps=24", "source.batch_size=32"),
+    ),
+    "LVLM, simpo": Arm(config="vision/lvlm_simpo", objective="simpo", changes=TOKENS),
+    "LVLM, mpo": Arm(config="vision/lvlm_mpo", objective="mpo", changes=TOKENS),
 }
 """The model before the comma."""
 
@@ -79,12 +86,10 @@ def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
 
 
 def _judged(name: str, folder: Path, seed: int) -> dict[str, list[float]]:
-    policy = (
-        aligned(learned(name, folder, seed))
-        if name in ARMS
-        else start(STARTS[name.partition(",")[0]])
-    )
-    return judged_exactly(policy, TASK, size=HELDOUT, seed=seed)
+    model = name.partition(",")[0]
+    policy = aligned(learned(name, folder, seed)) if name in ARMS else start(STARTS[model])
+    task = "describe" if model == "LVLM" else "draw"
+    return judged_exactly(policy, task, size=HELDOUT, seed=seed)
 
 
 def before_of(arm: str) -> str:
@@ -102,7 +107,7 @@ def learned(name: str, folder: Path, seed: int) -> Path:
 CLAIM = Claim(
     statement=(
         "mapo, on a diffusion model and on a flow, and what other claims leave out of the shipped "
-        "configs of pictures, improve what the models draw."
+        "configs of recorded pictures, improve what models draw and say of pictures."
     ),
     source="2406.06424, 2404.04465, 2306.17492, 2405.14734, 2404.11999",
     run=run,
