@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from mmalign import rng
+from mmalign.blame import naming, where
 from mmalign.epochs import WalkingSource, Where
 from mmalign.policy import Policy
 from mmalign.run import DataSpec
@@ -30,15 +31,19 @@ class DemonstrationSource(WalkingSource):
     def batch_of(self, everything: Sequence[Where], places: Sequence[int]) -> Batch:
         """The rows at these places, each a group of its own."""
         chosen = [everything[place] for place in places]
-        rows = [self.data[number] for _, number in chosen]
-        trajectory = self.policy.adapter.encode(
-            [prompt for prompt, _ in rows],
-            [[output] for _, output in rows],
-            generators=[
-                rng.generator(self.seed, "encode", 0 if self.spec.fixed_noise else epoch, number)
-                for epoch, number in chosen
-            ],
-        )
+        numbers = [number for _, number in chosen]
+        rows = [self.data[number] for number in numbers]
+        with naming(self.data, prompts=numbers, rows=[(n, "completion") for n in numbers]):
+            trajectory = self.policy.adapter.encode(
+                [prompt for prompt, _ in rows],
+                [[output] for _, output in rows],
+                generators=[
+                    rng.generator(
+                        self.seed, "encode", 0 if self.spec.fixed_noise else epoch, number
+                    )
+                    for epoch, number in chosen
+                ],
+            )
         return Batch(
             trajectory=trajectory,
             group=torch.arange(len(rows)),
@@ -61,6 +66,10 @@ class Sides:
         if not self.rejected:
             return pair.prompt, pair.chosen
         return pair.rejected_prompt or pair.prompt, pair.rejected
+
+    def where(self, number: int) -> str:
+        """The place of the pair."""
+        return where(self.pairs, number)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

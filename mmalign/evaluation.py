@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmalign import distributed, rng
+from mmalign.blame import naming
 from mmalign.data.frames import strip
 from mmalign.diversity import diversity
 from mmalign.functional import best_of
@@ -154,7 +155,8 @@ def evaluate(policy: Policy, evaluation: Evaluation, *, seed: int) -> Evaluated:
     for piece in tqdm(pieces, desc="evaluating", leave=False, disable=not distributed.is_main()):
         asked = [prompts[i] for i in piece]
         generators = [rng.generator(seed, "evaluate", i) for i in piece]
-        trajectory = policy.sample(asked, group_size=size, generators=generators)
+        with naming(prompts, prompts=piece):
+            trajectory = policy.sample(asked, group_size=size, generators=generators)
         outputs = [o for o in trajectory.outputs if o is not None]
         sides = [outputs[i : i + size] for i in range(0, len(outputs), size)]
         repeated = [p for p in asked for _ in range(size)]

@@ -48,6 +48,10 @@ class Adapter(Protocol):
         """Recorded outputs as a trajectory: row order is prompt by prompt, output by output.
 
         All noise a bound needs is drawn here, once, and shared by the rows of a prompt.
+
+        Raises:
+            mmalign.blame.Refused: A prompt or an output does not fit the model; sources say where
+                in the data it stands.
         """
         ...
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmalign import rng
+from mmalign.blame import naming
 from mmalign.epochs import WalkingSource, Where
 from mmalign.policy import Policy
 from mmalign.protocols import Selector
@@ -32,14 +33,22 @@ class RankedSource(WalkingSource):
     def batch_of(self, everything: Sequence[Where], places: Sequence[int]) -> Batch:
         """The lists at these places, or what the selector keeps of them."""
         chosen = [everything[place] for place in places]
-        lists = [self.data[number] for _, number in chosen]
+        numbers = [number for _, number in chosen]
+        lists = [self.data[number] for number in numbers]
         generators = [
             rng.generator(self.seed, "encode", 0 if self.spec.fixed_noise else epoch, number)
             for epoch, number in chosen
         ]
         prompts = [one.prompt for one in lists]
         outputs = [[*one.completions, *_beginnings(one)] for one in lists]
-        trajectory = self.policy.adapter.encode(prompts, outputs, generators=generators)
+        # Beginnings of completions stand behind them.
+        named = [
+            (number, f"completions[{i}]")
+            for number, listed in zip(numbers, outputs, strict=True)
+            for i in range(len(listed))
+        ]
+        with naming(self.data, prompts=numbers, rows=named):
+            trajectory = self.policy.adapter.encode(prompts, outputs, generators=generators)
         starts = torch.tensor([0, *map(len, outputs[:-1])]).cumsum(0).tolist()
         rows = torch.cat(
             [

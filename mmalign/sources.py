@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmalign import rng
+from mmalign.blame import naming
 from mmalign.epochs import WalkingSource, Where, require_shares
 from mmalign.policy import Policy
 from mmalign.protocols import ReadsReference, Reference, RewardModel, Selector, Source
@@ -36,6 +37,7 @@ class PreferenceSource(WalkingSource):
     def batch_of(self, everything: Sequence[Where], places: Sequence[int]) -> Batch:
         """The pairs at these places; rows of a pair adjacent, the chosen one first."""
         chosen = [everything[place] for place in places]
+        asked: list[int] = []
         prompts: list[Prompt] = []
         outputs: list[list[Output]] = []
         generators: list[torch.Generator] = []
@@ -45,11 +47,14 @@ class PreferenceSource(WalkingSource):
             metas.append(pair.meta)
             key = (self.seed, "encode", 0 if self.spec.fixed_noise else epoch, number)
             for prompt, sides in _sides(pair):
+                asked.append(number)
                 prompts.append(prompt)
                 outputs.append(sides)
                 # Both sides of a pair draw the same noise, also where they saw different images.
                 generators.append(rng.generator(*key))
-        trajectory = self.policy.adapter.encode(prompts, outputs, generators=generators)
+        rows = [(number, side) for _, number in chosen for side in ("chosen", "rejected")]
+        with naming(self.data, prompts=asked, rows=rows):
+            trajectory = self.policy.adapter.encode(prompts, outputs, generators=generators)
         count = len(chosen)
         return Batch(
             trajectory=trajectory,
@@ -104,7 +109,10 @@ class RolloutSource(WalkingSource):
         prompts = [self.data[number] for _, number in chosen]
         size, theirs = self.spec.num_generations, self.spec.reference_generations
         generators = [rng.generator(self.seed, "rollout", *where) for where in chosen]
-        trajectory = self.policy.sample(prompts, group_size=size - theirs, generators=generators)
+        with naming(self.data, prompts=[number for _, number in chosen]):
+            trajectory = self.policy.sample(
+                prompts, group_size=size - theirs, generators=generators
+            )
         if theirs:
             trajectory = beside(trajectory, self._of_the_reference(prompts, chosen))
         asked = [prompt for prompt in prompts for _ in range(size)]

@@ -55,13 +55,19 @@ class TensorStore:
     Args:
         root: The folder that holds stores; this one's own folder in it is named by ``parts``.
         parts: Everything the entries depend on apart from their keys, by name, as text.
+
+    Raises:
+        ValueError: Its folder says that it holds the results of something else: it was renamed or
+            copied over.
     """
 
     def __init__(self, root: Path, parts: Mapping[str, str]) -> None:
         about = {"store version": str(STORE_VERSION), **parts}
         self.folder = root / fingerprint(about)[:32]
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / ABOUT).is_file():
+        if (self.folder / ABOUT).is_file():
+            _require_same(about, self.folder / ABOUT)
+        else:
             replace_text(self.folder / ABOUT, json.dumps(about, indent=1, sort_keys=True) + "\n")
         self.fresh: dict[str, dict[str, Tensor]] = {}
         # What is left when the store or the process goes is written then.
@@ -225,3 +231,19 @@ class _Index:
 
 def _hash(key: str) -> bytes:
     return hashlib.blake2b(key.encode(), digest_size=16).digest()
+
+
+def _require_same(about: Mapping[str, str], path: Path) -> None:
+    """Refuse a folder whose note of what computed its entries is another one's."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        found = None
+    if found != dict(about):
+        told = found if isinstance(found, dict) else {}
+        other = sorted(k for k in {*about, *told} if about.get(k) != told.get(k))
+        raise ValueError(
+            f"{path} says that this folder holds what something else computed (other: "
+            f"{', '.join(other)}); folders of a cache must not be renamed or copied over each "
+            "other: delete it, it costs only time"
+        )

@@ -10,6 +10,7 @@ from typing import Literal, overload
 import torch
 
 from mmalign import rng
+from mmalign.blame import naming, where
 from mmalign.data.files import Rows
 from mmalign.data.several import Chained
 from mmalign.epochs import WalkingSource, Where
@@ -50,6 +51,10 @@ class FromPairs(Sequence[Labelled]):
         prompt = pair.prompt if pair.rejected_prompt is None else pair.rejected_prompt
         return Labelled(prompt=prompt, completion=pair.rejected, label=False)
 
+    def where(self, number: int) -> str:
+        """The place of the pair, and which side it is."""
+        return f"{where(self.pairs, number // 2)}, {('chosen', 'rejected')[number % 2]} side"
+
 
 class UnpairedSource(WalkingSource):
     """Batches of labelled outputs, each followed by an output of another prompt where asked for.
@@ -74,7 +79,8 @@ class UnpairedSource(WalkingSource):
 
     def batch_of(self, everything: Sequence[Where], places: Sequence[int]) -> Batch:
         """The rows at these places, each with its mismatched one a group."""
-        rows = [self.data[everything[place][1]] for place in places]
+        numbers = [everything[place][1] for place in places]
+        rows = [self.data[number] for number in numbers]
         outputs: list[list[Output]] = [[row.completion] for row in rows]
         if self.spec.mismatched:
             for place, row, sides in zip(places, rows, outputs, strict=True):
@@ -83,10 +89,13 @@ class UnpairedSource(WalkingSource):
             rng.generator(self.seed, "encode", 0 if self.spec.fixed_noise else epoch, number)
             for epoch, number in (everything[place] for place in places)
         ]
-        trajectory = self.policy.adapter.encode(
-            [row.prompt for row in rows], outputs, generators=generators
-        )
         each = len(outputs[0])
+        called = ("completion", "the other completion it is set beside")[:each]
+        named = [(number, name) for number in numbers for name in called]
+        with naming(self.data, prompts=numbers, rows=named):
+            trajectory = self.policy.adapter.encode(
+                [row.prompt for row in rows], outputs, generators=generators
+            )
         label = torch.tensor([row.label for row in rows]).repeat_interleave(each)
         reward = label.float()
         if self.spec.mismatched:

@@ -220,6 +220,10 @@ class Rows(Sequence[Record], Generic[Parsed, Record]):
         except (ValueError, Dropped) as error:
             raise ValueError(f"{self._table.where(number)}: {error}") from error
 
+    def where(self, number: int) -> str:
+        """File and line of a usable row."""
+        return self._table.where(self._numbers[number])
+
     def parsed(self) -> Iterator[Parsed]:
         """Every usable row, its pictures not opened."""
         return (self._parsed(number) for number in self._numbers)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Generic, TypeVar, overload
 
+from mmalign.blame import where
 from mmalign.run import DataSpec, LabelledData, RankedData
 from mmalign.types import Labelled, Output, Preference, Prompt, Ranking
 
@@ -40,7 +41,16 @@ class Chained(Sequence[Record], Generic[Record]):
             return [self[i] for i in range(*index.indices(len(self)))]
         at = range(len(self))[index]
         part = bisect_right(self.ends, at)
-        return self.parts[part][at - self.ends[part]]
+        return self.parts[part][at - self._starts(part)]
+
+    def where(self, number: int) -> str:
+        """The place of a record."""
+        part = bisect_right(self.ends, number)
+        return where(self.parts[part], number - self._starts(part))
+
+    def _starts(self, part: int) -> int:
+        """The number of a part's first record."""
+        return self.ends[part] - len(self.parts[part])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mmalign.blame import Refused
 from mmalign.diffusion import buckets, pictures, saving
 from mmalign.diffusion.draws import Draw, DrawSettings, draw, without_dropped
 from mmalign.diffusion.families import Family
@@ -111,7 +112,7 @@ class ElboAdapter:
         settings = self.settings
         flat = [output for group in outputs for output in group]
         images = [
-            pictures.checked(output, f"row {row}", self.family.latents, sizes=self.sizes)
+            pictures.checked(output, row, self.family.latents, sizes=self.sizes)
             for row, output in enumerate(flat)
         ]
         seeds = [g.initial_seed() for g, of in zip(generators, outputs, strict=True) for _ in of]
@@ -305,14 +306,16 @@ def _require_one_bucket(images: Sequence[Image.Image], seeds: Sequence[int]) -> 
     """Refuse rows that are to share their noise (the seed says so) and differ in size.
 
     Raises:
-        ValueError: Naming the row.
+        Refused: Naming the row.
     """
     first: dict[int, int] = {}
     for row, (image, seed) in enumerate(zip(images, seeds, strict=True)):
         other = images[first.setdefault(seed, row)]
         if image.size != other.size:
-            raise ValueError(
-                f"row {row}: the picture is {image.size[0]} x {image.size[1]} pixels and row "
-                f"{first[seed]}, which it is compared with, {other.size[0]} x {other.size[1]}; the "
-                "sides of a pair share their noise, so both must be of one bucket"
+            raise Refused(
+                "row",
+                row,
+                f": the picture is {image.size[0]} x {image.size[1]} pixels and row {first[seed]}, "
+                f"which it is compared with, {other.size[0]} x {other.size[1]}; the sides of a "
+                "pair share their noise, so both must be of one bucket",
             )

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mmalign import fingerprints
+from mmalign.blame import Refused
 from mmalign.diffusion.options import LongPrompts, Options
 from mmalign.store import TensorStore
 
@@ -225,25 +226,27 @@ class Texts:
         """The embeddings of ``texts``, row by row.
 
         Raises:
-            ValueError: A prompt is too long.
+            Refused: A prompt is too long.
         """
         ids = [reader.ids(texts) for reader in self.readers]
         for reader, of in zip(self.readers, ids, strict=True):
-            for text, tokens in zip(texts, of, strict=True):
+            for number, tokens in enumerate(of):
                 if len(tokens) > reader.limit:
-                    self._long(reader, text, len(tokens))
+                    self._long(reader, texts[number], len(tokens), number)
         keys = [
             fingerprints.content_key([text, [of[i] for of in ids]]) for i, text in enumerate(texts)
         ]
         return self.frozen(keys, lambda position: self.embed([texts[position]]))
 
-    def _long(self, reader: Reader, text: str, length: int) -> None:
+    def _long(self, reader: Reader, text: str, length: int, number: int) -> None:
         """Refuse a prompt that would be read in part, or say so once and count it."""
         if self.long_prompts == "error":
-            raise ValueError(
-                f"a prompt of {length} tokens is too long for {reader.encoder}, which reads "
+            raise Refused(
+                "prompt",
+                number,
+                f" of {length} tokens is too long for {reader.encoder}, which reads "
                 f"{reader.limit}; shorten it, filter the data, or set long_prompts=truncate: "
-                f"{text[:80]!r}"
+                f"{text[:80]!r}",
             )
         if text not in self.truncated:
             self.truncated.add(text)

@@ -151,8 +151,10 @@ def latents_of(
         volumes: Whether the VAE reads volumes.
 
     Raises:
-        ValueError: The size or the number of frames does not fit the model.
+        ValueError: The size or the number of frames does not fit the model, or the VAE does not
+            fit the network.
     """
+    require_channels(pipe.vae.config, channels)
     height, width = sides(options.size, natural=natural, factor=factor, multiple=multiple)
     count = None
     shape: tuple[int, ...] = (channels, height, width)
@@ -180,6 +182,29 @@ def latents_of(
         ),
         unit=factor * multiple,
     )
+
+
+def require_channels(config: Any, channels: int) -> None:
+    """Refuse a VAE that belongs to another network, or to other pictures.
+
+    Args:
+        config: The VAE's.
+        channels: Of the latent that the network reads.
+
+    Raises:
+        ValueError: Its latents have another number of channels, or its pictures are not RGB.
+    """
+    own = config.get("latent_channels", config.get("z_dim"))
+    if own != channels:
+        raise ValueError(
+            f"the VAE's latents have {own} channels and the network reads {channels}: they are not "
+            "of one pipeline, or it is one for inpainting, which is not supported"
+        )
+    if config.get("in_channels", 3) != 3:
+        raise ValueError(
+            f"the VAE reads pictures of {config['in_channels']} channels, and pictures are RGB; "
+            "use a pipeline of pictures in colour"
+        )
 
 
 def sides(

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmalign.blame import Refused
 from mmalign.diffusion.buckets import Size, covering, nearest
 from mmalign.diffusion.families import Family
 from mmalign.diffusion.latents import Latents
@@ -23,39 +24,49 @@ LatentDraw = Literal["mean", "sample"]
 
 
 def checked(
-    output: Output, where: str, latents: Latents, *, sizes: Sequence[Size]
+    output: Output, row: int, latents: Latents, *, sizes: Sequence[Size]
 ) -> list[Image.Image]:
     """A recorded output as RGB pictures of a size that is asked for: a clip's frames, or one.
 
     Args:
         output: What is recorded.
-        where: What messages call its place.
+        row: Its number.
         latents: What the model draws.
         sizes: Heights and widths that are welcome.
 
     Raises:
-        ValueError: It is no picture (no clip of the model's length), or `fitted` refuses it.
+        Refused: It is no picture (no clip of the model's length), or `fitted` refuses it.
     """
     frames = output if isinstance(output, tuple) else (output,)
     clip = isinstance(output, tuple)
     if isinstance(output, str) or clip == (latents.frames is None):
         kind = "pictures" if latents.frames is None else "clips (several pictures)"
-        raise ValueError(
-            f"{where}: this model answers in {kind}, and the recorded output is a "
-            f"{'clip' if clip else type(output).__name__}"
+        raise Refused(
+            "row",
+            row,
+            f": this model answers in {kind}, and the recorded output is a "
+            f"{'clip' if clip else type(output).__name__}",
         )
     if latents.frames is not None and len(frames) != latents.frames:
-        raise ValueError(
-            f"{where}: the clip has {len(frames)} frames and the model draws {latents.frames}; "
-            "prepare the data at that length or set num_frames"
+        raise Refused(
+            "row",
+            row,
+            f": the clip has {len(frames)} frames and the model draws {latents.frames}; prepare "
+            "the data at that length or set num_frames",
         )
     return [
-        fitted(frame, where, latents, sizes=sizes) for frame in frames if not isinstance(frame, str)
+        fitted(frame, ("row", row), latents, sizes=sizes)
+        for frame in frames
+        if not isinstance(frame, str)
     ]
 
 
 def fitted(
-    picture: Image.Image, where: str, latents: Latents, *, sizes: Sequence[Size]
+    picture: Image.Image,
+    of: tuple[Literal["prompt", "row"], int],
+    latents: Latents,
+    *,
+    sizes: Sequence[Size],
 ) -> Image.Image:
     """A picture as RGB of a welcome size.
 
@@ -63,20 +74,22 @@ def fitted(
     at its edges.
 
     Raises:
-        ValueError: It has other channels or another size and ``resize`` is off.
+        Refused: It has other channels or another size and ``resize`` is off.
     """
     if latents.resize:
         return covering(picture, nearest((picture.height, picture.width), sizes))
     if picture.mode != "RGB":
-        raise ValueError(
-            f"{where}: the picture has the channels {picture.mode}, not RGB; convert it or set "
-            "resize=true"
+        raise Refused(
+            *of,
+            f": the picture has the channels {picture.mode}, not RGB; convert it or set "
+            "resize=true",
         )
     if (picture.height, picture.width) not in sizes:
         welcome = ", ".join(f"{width} x {height}" for height, width in sizes)
-        raise ValueError(
-            f"{where}: the picture is {picture.size[0]} x {picture.size[1]} pixels and the model "
-            f"draws {welcome}; prepare the data at that size or set resize=true"
+        raise Refused(
+            *of,
+            f": the picture is {picture.size[0]} x {picture.size[1]} pixels and the model draws "
+            f"{welcome}; prepare the data at that size or set resize=true",
         )
     return picture
 

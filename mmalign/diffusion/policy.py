@@ -206,7 +206,7 @@ def load_family(model: str, options: Options, *, dtype: DType) -> Family:
     """Load a pipeline and recognise its family by its class.
 
     Raises:
-        ValueError: Its family is not supported.
+        ValueError: There is no pipeline, or its family is not supported.
     """
     import torch
     from diffusers import DiffusionPipeline
@@ -214,7 +214,18 @@ def load_family(model: str, options: Options, *, dtype: DType) -> Family:
     from mmalign.diffusion.families import family_of
 
     where = locate(model)
-    index: dict[str, Any] = DiffusionPipeline.load_config(where)
+    try:
+        index: dict[str, Any] = DiffusionPipeline.load_config(where)
+    except OSError as error:
+        raise ValueError(
+            f"no pipeline at {model!r} (`policy.model`): it must be a folder of diffusers' layout, "
+            f"with a model_index.json, or the name of one on the hub: {error}"
+        ) from error
+    if "_class_name" not in index:
+        raise ValueError(
+            f"model_index.json of {model!r} (`policy.model`) does not name the pipeline's class "
+            "(`_class_name`), so it is none of diffusers'; save it with `save_pretrained`"
+        )
     build = family_of(index["_class_name"])
     pipe = DiffusionPipeline.from_pretrained(where, **_absent(index))
     # Not while loading: text encoders would keep the precision they are stored in.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from mmalign.blame import Refused
 from mmalign.diffusion import pictures
 from mmalign.diffusion.families import Conditioning, Family
 from mmalign.diffusion.moves import MIN_STD, wide
@@ -116,8 +117,8 @@ def texts_of(prompts: Sequence[Prompt], *, pictures: int = 0) -> list[str]:
     for row, prompt in enumerate(prompts):
         if not isinstance(prompt.content, str) or len(prompt.images) != pictures:
             number = {0: "without images", 1: "with one image, the picture to edit"}[pictures]
-            raise ValueError(
-                f"prompt {row}: this model draws from plain text; give a string {number}"
+            raise Refused(
+                "prompt", row, f": this model draws from plain text; give a string {number}"
             )
         texts.append(prompt.content)
     return texts
@@ -132,12 +133,9 @@ def conditions(family: Family, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
     if not family.edits:
         return family.embed(texts_of(prompts))
     found = family.embed(texts_of(prompts, pictures=1))
+    sizes = (family.latents.size,)
     given = [
-        [
-            pictures.fitted(
-                prompt.images[0], f"prompt {row}", family.latents, sizes=(family.latents.size,)
-            )
-        ]
+        [pictures.fitted(prompt.images[0], ("prompt", row), family.latents, sizes=sizes)]
         for row, prompt in enumerate(prompts)
     ]
     return {**found, "picture": pictures.encode(family.latents, given, noise=None)}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
+from mmalign.diffusion.moves import Prediction
 from mmalign.diffusion.processes import Diffusion, Flow, Spacing
 
 
@@ -28,10 +29,18 @@ def diffusion_process(scheduler: DDIMScheduler) -> Diffusion:
     """The process of a DDIM scheduler.
 
     Raises:
-        ValueError: The scheduler clips predictions, or starts from a level without any signal
-            while the network predicts noise: neither has a move with a density.
+        ValueError: It says of no known kind what the network predicts; or it clips predictions, or
+            starts from a level without any signal while the network predicts noise: neither has a
+            move with a density.
     """
     config = scheduler.config
+    known = get_args(Prediction)
+    if config.prediction_type not in known:
+        raise ValueError(
+            f"prediction_type {config.prediction_type!r} of the scheduler is not one of "
+            f"{', '.join(known)}; mend scheduler/scheduler_config.json, or use `type: flow` if the "
+            "network predicts a velocity"
+        )
     if config.clip_sample or config.thresholding:
         raise ValueError("the scheduler clips the latent; switch clip_sample and thresholding off")
     alphas = scheduler.alphas_cumprod.float().cpu()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmalign import distributed, pairing, rng
+from mmalign.blame import naming
 from mmalign.diffusion.branching import Fork, Forking
 from mmalign.diffusion.path import PathAdapter
 from mmalign.diffusion.sampling import conditions
@@ -59,7 +60,8 @@ class StepPairSource(WalkingSource):
         prompts = [self.data[number] for _, number in chosen]
         generators = [rng.generator(self.seed, "rollout", epoch, row) for epoch, row in chosen]
         settings = self.adapter.settings.denoising
-        static = conditions(self.adapter.family, prompts)
+        with naming(self.data, prompts=[number for _, number in chosen]):
+            static = conditions(self.adapter.family, prompts)
         with self.policy.autocast():
             found = Forking(
                 family=self.adapter.family,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmalign import lora
+from mmalign.blame import Refused
 from mmalign.protocols import Likelihood, Want
 from mmalign.ragged import lengths_of
 from mmalign.text.answers import (
@@ -192,9 +193,11 @@ def recorded(
     ids = []
     for row, output in enumerate(flat):
         if not isinstance(output, str):
-            raise ValueError(
-                f"row {row}: this model answers in text, and the recorded output is a "
-                f"{type(output).__name__}"
+            raise Refused(
+                "row",
+                row,
+                f": this model answers in text, and the recorded output is a "
+                f"{type(output).__name__}",
             )
         found = answer_ids(
             tokenizer,
@@ -203,7 +206,7 @@ def recorded(
             max_new_tokens=sampling.max_new_tokens,
         )
         if any(token in sampling.banned for token in found):
-            raise ValueError(f"row {row}: an answer must not contain image tokens: {output[:60]!r}")
+            raise Refused("row", row, f": an answer must not contain image tokens: {output[:60]!r}")
         ids.append(found)
     cut = [row for row, found in enumerate(ids) if found[-1] not in sampling.stop_ids]
     if cut:
@@ -236,9 +239,11 @@ def decoded(tokenizer: PreTrainedTokenizerBase, tokens: Tensor, mask: Tensor) ->
 def check_length(length: int, row: int, limit: int | None) -> None:
     """Refuse a prompt longer than ``limit`` tokens: cutting it would change what was asked."""
     if limit is not None and length > limit:
-        raise ValueError(
-            f"prompt {row} has {length} tokens, more than max_prompt_length={limit}; set it to at "
-            f"least {length}, or filter the data"
+        raise Refused(
+            "prompt",
+            row,
+            f" has {length} tokens, more than max_prompt_length={limit}; set it to at least "
+            f"{length}, or filter the data",
         )
 
 

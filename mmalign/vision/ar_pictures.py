@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import JanusProcessor
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from mmalign.blame import Refused
 from mmalign.types import Message, Output, Prompt
 
 # Pictures that go through the codebook's networks at once.
@@ -49,9 +50,11 @@ def prompt_ids(processor: JanusProcessor, prompt: Prompt, *, row: int, limit: in
         add_special_tokens=begin is None or not text.startswith(begin),
     )["input_ids"][0]
     if limit is not None and len(ids) > limit:
-        raise ValueError(
-            f"prompt {row} has {len(ids)} tokens, more than max_prompt_length={limit}; set it to "
-            f"at least {len(ids)}, or filter the data"
+        raise Refused(
+            "prompt",
+            row,
+            f" has {len(ids)} tokens, more than max_prompt_length={limit}; set it to at least "
+            f"{len(ids)}, or filter the data",
         )
     return cast(Tensor, ids)
 
@@ -67,12 +70,14 @@ def _turns(prompt: Prompt, row: int) -> list[dict[str, Any]]:
     ]
     parts = [part for turn in turns for part in turn["content"]]
     if prompt.images or any(part["type"] != "text" for part in parts):
-        raise ValueError(
-            f"prompt {row} holds a picture, and this model draws from text alone; remove the "
-            "image parts and the `images` of the prompt"
+        raise Refused(
+            "prompt",
+            row,
+            " holds a picture, and this model draws from text alone; remove the image parts and "
+            "the `images` of the prompt",
         )
     if not any(part["text"].strip() for part in parts):
-        raise ValueError(f"prompt {row} has no text; say what is to be drawn")
+        raise Refused("prompt", row, " has no text; say what is to be drawn")
     return turns
 
 
@@ -92,14 +97,18 @@ def encode_pictures(
     side = int(pictures_of.size["height"])
     for row, picture in enumerate(pictures):
         if not isinstance(picture, Image.Image):
-            raise ValueError(
-                f"row {row}: this model answers in pictures, and the recorded output is a "
-                f"{type(picture).__name__}"
+            raise Refused(
+                "row",
+                row,
+                f": this model answers in pictures, and the recorded output is a "
+                f"{type(picture).__name__}",
             )
         if picture.size != (side, side):
-            raise ValueError(
-                f"row {row}: the picture has {picture.width} x {picture.height} pixels and the "
-                f"model draws {side} x {side}; crop or resize the recorded pictures"
+            raise Refused(
+                "row",
+                row,
+                f": the picture has {picture.width} x {picture.height} pixels and the model draws "
+                f"{side} x {side}; crop or resize the recorded pictures",
             )
     weight = vq.quant_conv.weight
     codes = []

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, ProcessorMixin
 
+from mmalign.blame import Refused
 from mmalign.protocols import Likelihood, Want
 from mmalign.ragged import lengths_of
 from mmalign.text.adapter import decoded, recorded, save_model
@@ -266,10 +267,12 @@ class LVLMAdapter:
         if limit is None or length <= limit:
             return
         of_images = int(torch.isin(one.ids, torch.tensor(self.sampling.banned)).sum())
-        raise ValueError(
-            f"prompt {row} has {length} tokens, {of_images} of them image tokens, more than "
+        raise Refused(
+            "prompt",
+            row,
+            f" has {length} tokens, {of_images} of them image tokens, more than "
             f"max_prompt_length={limit}; image tokens are never cut: set it to at least {length}, "
-            "or use smaller or fewer images"
+            "or use smaller or fewer images",
         )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mmalign.blame import Refused
 from mmalign.text.ids import Conversation
 from mmalign.types import Prompt
 
@@ -52,9 +53,11 @@ def process(processor: ProcessorMixin, prompt: Prompt, *, row: int) -> Processed
     )
     places = text.count(processor.image_token)
     if places != len(prompt.images):
-        raise ValueError(
-            f"prompt {row} has {places} places for images and {len(prompt.images)} images; give "
-            'one part {"type": "image"} for each image, in the order of the images'
+        raise Refused(
+            "prompt",
+            row,
+            f" has {places} places for images and {len(prompt.images)} images; give one part "
+            '{"type": "image"} for each image, in the order of the images',
         )
     bos = processor.tokenizer.bos_token
     found = processor(
