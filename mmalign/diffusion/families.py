@@ -34,6 +34,7 @@ FAMILIES = {
     "FluxKontextPipeline": "flux:flux",
     "QwenImagePipeline": "qwen_image:qwen_image",
     "WanPipeline": "wan:wan",
+    "LTXPipeline": "ltx:ltx",
 }
 
 # Attention and feed-forward layers of UNets and transformers; embeddings and norms stay untouched.

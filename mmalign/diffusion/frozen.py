@@ -275,7 +275,7 @@ def texts_by(
     pipe: Any,
     options: Options,
     *,
-    parts: Sequence[str],
+    parts: Sequence[str] = ("text_encoder",),
     readers: Sequence[Reader],
     embed: Embed,
     network: str = "transformer",

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
+from mmalign.diffusion.packing import pack, unpack
+
 if TYPE_CHECKING:
     from mmalign.diffusion.families import Conditioning, Family
 
@@ -36,6 +38,13 @@ class Guidance(Protocol):
 def linear(without: Tensor, answer: Tensor, scale: float) -> Tensor:
     """``u + scale (c - u)``."""
     return without + scale * (answer - without)
+
+
+def renormalised(without: Tensor, answer: Tensor, scale: float) -> Tensor:
+    """`linear`, every packed token then as long as that of the answer to the prompt."""
+    guided, wanted = pack(linear(without, answer, scale)), pack(answer)
+    lengths = [torch.linalg.vector_norm(x, dim=-1, keepdim=True) for x in (wanted, guided)]
+    return unpack(guided * (lengths[0] / lengths[1]), answer.shape[-2])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -184,6 +184,45 @@ def latents_of(
     )
 
 
+def patched(pipe: Any, options: Options, *, scaling: Scaling = scaled) -> Latents:
+    """The `Latents` of a pipeline whose transformer cuts them into patches itself.
+
+    Raises:
+        ValueError: As `latents_of` does.
+    """
+    config, factor = pipe.transformer.config, int(pipe.vae_scale_factor)
+    return latents_of(
+        pipe,
+        options,
+        channels=int(config.in_channels),
+        factor=factor,
+        multiple=int(config.patch_size),
+        natural=int(config.sample_size) * factor,
+        scaling=scaling,
+    )
+
+
+def packed(
+    pipe: Any, options: Options, *, scaling: Scaling = scaled, volumes: bool = False
+) -> Latents:
+    """The `Latents` of a pipeline whose transformer is given them packed, two by two elements.
+
+    Raises:
+        ValueError: As `latents_of` does.
+    """
+    factor = int(pipe.vae_scale_factor)
+    return latents_of(
+        pipe,
+        options,
+        channels=int(pipe.transformer.config.in_channels) // 4,
+        factor=factor,
+        multiple=2,
+        natural=int(pipe.default_sample_size) * factor,
+        scaling=scaling,
+        volumes=volumes,
+    )
+
+
 def require_channels(config: Any, channels: int) -> None:
     """Refuse a VAE that belongs to another network, or to other pictures.
 

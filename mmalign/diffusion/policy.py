@@ -113,7 +113,7 @@ class DiffusionPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowPolicy:
-    """A diffusers pipeline on a rectified flow (Stable Diffusion 3, Flux, Sana, Qwen-Image, Wan).
+    """A diffusers pipeline on a rectified flow (SD3, Flux, Sana, Qwen-Image, Wan, LTX-Video).
 
     Attributes:
         model: Folder, hub name or "tinyworld/flow".

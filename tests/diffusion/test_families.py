@@ -23,6 +23,8 @@ from tests.diffusion.test_saving import largest_difference, trained
 from tests.diffusion.tiny import generators
 from tests.diffusion.tiny_families import KINDS, TinyPipeline, folder_of
 
+CLIPS = ("wan", "ltx")
+"""The kinds whose outputs are clips of five frames."""
 TEXTS = ("a red circle", "two large blue squares")
 
 
@@ -62,12 +64,14 @@ def called(pipe: Any, kind: str, output_type: str) -> Any:
         output_type=output_type,
         **call,
     )
-    return found.frames if kind == "wan" else found.images
+    return found.frames if kind in CLIPS else found.images
 
 
 def unpacked(pipe: Any, latents: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Latents as the policy keeps them."""
-    if latents.ndim == 3:
+    if latents.ndim == 3 and len(shape) == 4:
+        latents = pipe._unpack_latents(latents, *shape[1:])
+    elif latents.ndim == 3:
         latents = pipe._unpack_latents(latents, 16, 16, pipe.vae_scale_factor)
     return latents.view(-1, *shape)
 
@@ -95,9 +99,9 @@ def size_of(kind: str) -> int:
 
 def outputs_of(kind: str, seed: int) -> Any:
     """A random picture, or a random clip where the family draws clips."""
-    if kind != "wan":
+    if kind not in CLIPS:
         return picture(seed, size=size_of(kind))
-    return tuple(picture(5 * seed + i) for i in range(5))
+    return tuple(picture(5 * seed + i, size=size_of(kind)) for i in range(5))
 
 
 def encoded(kind: str) -> Any:
@@ -123,6 +127,8 @@ def test_an_oracle_scores_zero(kind: str) -> None:
         if kind in ("flux", "schnell", "kontext", "qwen_image"):
             pipe = family_of(policy).pipe
             answer = pipe._pack_latents(answer, 4, 4, 8, 8)
+        if kind == "ltx":
+            answer = family_of(policy).pipe._pack_latents(answer)
         if kind == "pixart_sigma":
             answer = torch.cat([answer, torch.full_like(answer, 7.0)], dim=1)
         scores = policy.adapter.scores(Oracle(answer), encoded(kind)).log_probs
@@ -144,7 +150,7 @@ def test_latents_go_to_the_vae_and_back(kind: str) -> None:
     theirs = called(family.pipe, kind, "pil")
     for ours, other in zip(drawn.outputs, theirs, strict=True):
         assert ours is not None and not isinstance(ours, str)
-        for mine, its in zip(frames_of(ours), other if kind == "wan" else [other], strict=True):
+        for mine, its in zip(frames_of(ours), other if kind in CLIPS else [other], strict=True):
             assert largest_difference(mine, its) <= 1
 
 
@@ -204,7 +210,7 @@ def test_a_trained_pipeline_loads(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["stable_diffusion_xl", "pixart_sigma", "sana", "flux", "qwen_image"]
+    "kind", ["stable_diffusion_xl", "pixart_sigma", "sana", "flux", "qwen_image", "ltx"]
 )
 def test_another_size_is_read_off_the_latent(kind: str) -> None:
     """Buckets: what a network is told beside the latent fits the latent, not the run's size.

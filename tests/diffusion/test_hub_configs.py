@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ FOLDER = configs() / "diffusion" / "hub"
 KIND_OF = {
     "flux_grpo": "flux",
     "flux_kontext_grpo": "kontext",
+    "ltx_grpo": "ltx",
     "pixart_sigma_dpo": "pixart_sigma",
     "qwen_image_online_dpo": "qwen_image",
     "sana_grpo": "sana",
@@ -65,6 +67,23 @@ def test_every_config_is_here() -> None:
     """With a family each; two SDXLs apart, every family but the oldest one has a config."""
     assert {file.stem for file in FOLDER.glob("*.yaml")} == set(KIND_OF)
     assert len(set(KIND_OF.values())) == len(FAMILIES) - 1
+
+
+# What diffusers' own example of a pipeline says where it is not the default of a call, and for
+# Stable Diffusion 3.5 what its model card says: the default is that of the version before.
+SAID = {"FluxKontextPipeline": 2.5, "StableDiffusion3Pipeline": 4.5}
+
+
+@pytest.mark.parametrize("name", KIND_OF)
+def test_guidance_is_that_of_the_pipeline(name: str) -> None:
+    """The default of its call, classifier-free or read by the network, or what is said of it."""
+    run, kind = config.load(FOLDER / f"{name}.yaml"), KIND_OF[name]
+    build = tiny.flow if kind == "stable_diffusion_3" else KINDS[kind].build
+    pipeline = type(build())
+    call = inspect.signature(pipeline.__call__).parameters
+    default = call["guidance_scale"].default or call["true_cfg_scale"].default
+    expected = SAID.get(pipeline.__name__, default)
+    assert run.policy.guidance_scale == expected  # type: ignore[attr-defined]
 
 
 # One of each kind: a whole UNet offline, a picture to edit, pairs drawn online, clips.

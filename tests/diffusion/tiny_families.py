@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderDC,
+    AutoencoderKLLTXVideo,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
     DPMSolverMultistepScheduler,
@@ -20,6 +21,8 @@ from diffusers import (
     FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
+    LTXPipeline,
+    LTXVideoTransformer3DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     QwenImagePipeline,
@@ -299,6 +302,41 @@ def wan() -> Any:
     )
 
 
+def ltx() -> Any:
+    """Clips of five frames in three; latents whose mean and deviation are no part of a config."""
+    transformer = LTXVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        cross_attention_dim=WIDTH,
+        caption_channels=WIDTH,
+        num_layers=1,
+    )
+    autoencoder = AutoencoderKLLTXVideo(
+        latent_channels=4,
+        block_out_channels=(8, 8),
+        down_block_types=("LTXVideoDownBlock3D",) * 2,
+        decoder_block_out_channels=(8, 8),
+        layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        spatio_temporal_scaling=(True, False),
+        decoder_spatio_temporal_scaling=(True, False),
+        decoder_inject_noise=(False,) * 3,
+        patch_size=4,
+        scaling_factor=0.7,
+    )
+    autoencoder.latents_mean.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
+    autoencoder.latents_std.copy_(torch.tensor([0.5, 1.0, 2.0, 1.5]))
+    return LTXPipeline(
+        tokenizer=prompt_tokenizer(),
+        text_encoder=T5EncoderModel(T5Config(**T5)),
+        vae=autoencoder,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.1),
+        transformer=lively(transformer),
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
     """A family as tests see it.
@@ -358,6 +396,12 @@ KINDS = {
         flow=True,
         options={**SHORT, "size": 16, "num_frames": 5},
         call={**SHORT, **SQUARE, **GUIDED, "num_frames": 5},
+    ),
+    "ltx": Kind(
+        build=ltx,
+        flow=True,
+        options={**SHORT, "size": 32, "num_frames": 5},
+        call={**SHORT, **GUIDED, "height": 32, "width": 32, "num_frames": 5},
     ),
 }
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmalign.diffusion.families import LORA_TARGETS, Conditioning, Family
 from mmalign.diffusion.frozen import Reader, texts_by
 from mmalign.diffusion.guidance import ClassifierFree, Embedded
-from mmalign.diffusion.latents import latents_of, shifted
+from mmalign.diffusion.latents import packed, shifted
 from mmalign.diffusion.options import Options
 from mmalign.diffusion.packing import pack, token_ids, unpack
 from mmalign.diffusion.schedulers import flow_process
@@ -31,17 +31,9 @@ def flux(pipe: Any, options: Options) -> Family:
     Raises:
         ValueError: The options do not fit it.
     """
-    config, factor = pipe.transformer.config, int(pipe.vae_scale_factor)
-    length = options.text_length(T5_LENGTH)
-    latents = latents_of(
-        pipe,
-        options,
-        channels=config.in_channels // 4,
-        factor=factor,
-        multiple=2,
-        natural=pipe.default_sample_size * factor,
-        scaling=shifted,
-    )
+    config, length = pipe.transformer.config, options.text_length(T5_LENGTH)
+    latents = packed(pipe, options, scaling=shifted)
+    reader = Reader(tokenizer=pipe.tokenizer_2, limit=length, encoder="the T5 encoder")
 
     def embed(texts: list[str]) -> dict[str, Tensor]:
         states, pooled, _ = pipe.encode_prompt(
@@ -54,12 +46,7 @@ def flux(pipe: Any, options: Options) -> Family:
         process=flow_process(pipe.scheduler, tokens=latents.tokens // 4, spacing="even"),
         latents=latents,
         embed=texts_by(
-            pipe,
-            options,
-            parts=("text_encoder", "text_encoder_2"),
-            readers=[Reader(tokenizer=pipe.tokenizer_2, limit=length, encoder="the T5 encoder")],
-            embed=embed,
-            settings=f"T5 part {length}",
+            pipe, options, parts=("text_encoder", "text_encoder_2"), readers=[reader], embed=embed
         ),
         text_size=int(config.joint_attention_dim),
         predict=predict,

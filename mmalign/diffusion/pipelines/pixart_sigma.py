@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mmalign.diffusion.families import Conditioning, Family
 from mmalign.diffusion.frozen import Reader, texts_by
-from mmalign.diffusion.latents import latents_of
+from mmalign.diffusion.latents import patched
 from mmalign.diffusion.options import Options
 from mmalign.diffusion.schedulers import use_ddim
 
@@ -22,7 +22,6 @@ def pixart_sigma(pipe: Any, options: Options) -> Family:
     Raises:
         ValueError: The options do not fit it.
     """
-    config, factor = pipe.transformer.config, int(pipe.vae_scale_factor)
     length = options.text_length(T5_LENGTH)
 
     def embed(texts: list[str]) -> dict[str, Tensor]:
@@ -40,22 +39,9 @@ def pixart_sigma(pipe: Any, options: Options) -> Family:
     return Family(
         pipe=pipe,
         process=use_ddim(pipe),
-        latents=latents_of(
-            pipe,
-            options,
-            channels=int(config.in_channels),
-            factor=factor,
-            multiple=config.patch_size,
-            natural=config.sample_size * factor,
-        ),
-        embed=texts_by(
-            pipe,
-            options,
-            parts=("text_encoder",),
-            readers=[reader],
-            embed=embed,
-        ),
-        text_size=int(config.caption_channels),
+        latents=patched(pipe, options),
+        embed=texts_by(pipe, options, readers=[reader], embed=embed),
+        text_size=int(pipe.transformer.config.caption_channels),
         predict=predict,
         settings=f"{length} tokens of the T5",
     )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from mmalign.diffusion.families import LORA_TARGETS, Conditioning, Family
 from mmalign.diffusion.frozen import Reader, texts_by
-from mmalign.diffusion.guidance import ClassifierFree, Embedded, linear
-from mmalign.diffusion.latents import latents_of, normalised
+from mmalign.diffusion.guidance import ClassifierFree, Embedded, renormalised
+from mmalign.diffusion.latents import normalised, packed
 from mmalign.diffusion.options import Options
 from mmalign.diffusion.packing import pack, unpack
 from mmalign.diffusion.schedulers import flow_process
@@ -28,18 +27,8 @@ def qwen_image(pipe: Any, options: Options) -> Family:
     Raises:
         ValueError: The options do not fit it.
     """
-    config, factor = pipe.transformer.config, int(pipe.vae_scale_factor)
-    length = options.text_length(TEXT_LENGTH)
-    latents = latents_of(
-        pipe,
-        options,
-        channels=config.in_channels // 4,
-        factor=factor,
-        multiple=2,
-        natural=pipe.default_sample_size * factor,
-        scaling=normalised,
-        volumes=True,
-    )
+    config, length = pipe.transformer.config, options.text_length(TEXT_LENGTH)
+    latents = packed(pipe, options, scaling=normalised, volumes=True)
 
     def embed(texts: list[str]) -> dict[str, Tensor]:
         states, mask = pipe.encode_prompt(
@@ -61,12 +50,7 @@ def qwen_image(pipe: Any, options: Options) -> Family:
         process=flow_process(pipe.scheduler, tokens=latents.tokens // 4, spacing="even"),
         latents=latents,
         embed=texts_by(
-            pipe,
-            options,
-            parts=("text_encoder",),
-            readers=[reader],
-            embed=embed,
-            empty=lambda: embed([NO_PROMPT]),
+            pipe, options, readers=[reader], embed=embed, empty=lambda: embed([NO_PROMPT])
         ),
         text_size=int(config.joint_attention_dim),
         predict=predict,
@@ -90,10 +74,3 @@ def predict(model: nn.Module, latent: Tensor, timestep: Tensor, given: Condition
         return_dict=False,
     )[0]
     return unpack(found, latent.shape[-2])
-
-
-def renormalised(without: Tensor, answer: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance whose tokens are as long as those of the answer to the prompt."""
-    guided, wanted = pack(linear(without, answer, scale)), pack(answer)
-    lengths = [torch.linalg.vector_norm(x, dim=-1, keepdim=True) for x in (wanted, guided)]
-    return unpack(guided * (lengths[0] / lengths[1]), answer.shape[-2])

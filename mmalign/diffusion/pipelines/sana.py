@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmalign.diffusion.families import Conditioning, Family
 from mmalign.diffusion.frozen import Reader, texts_by
-from mmalign.diffusion.latents import latents_of
+from mmalign.diffusion.latents import patched
 from mmalign.diffusion.options import Options
 from mmalign.diffusion.pipelines.pixart_sigma import lowered
 from mmalign.diffusion.schedulers import flow_process, use_euler
@@ -27,8 +27,7 @@ def sana(pipe: Any, options: Options) -> Family:
     Raises:
         ValueError: The options do not fit it.
     """
-    config, factor = pipe.transformer.config, int(pipe.vae_scale_factor)
-    length = options.text_length(GEMMA_LENGTH)
+    config, length = pipe.transformer.config, options.text_length(GEMMA_LENGTH)
     instruction = inspect.signature(type(pipe).__call__).parameters["complex_human_instruction"]
     words = "\n".join(instruction.default)
     reader = Reader(
@@ -59,25 +58,13 @@ def sana(pipe: Any, options: Options) -> Family:
         return found[:, : latent.shape[1]]
 
     use_euler(pipe)
-    latents = latents_of(
-        pipe,
-        options,
-        channels=int(config.in_channels),
-        factor=factor,
-        multiple=config.patch_size,
-        natural=config.sample_size * factor,
-    )
+    latents = patched(pipe, options)
     return Family(
         pipe=pipe,
         process=flow_process(pipe.scheduler, tokens=latents.tokens // config.patch_size**2),
         latents=latents,
         embed=texts_by(
-            pipe,
-            options,
-            parts=("text_encoder",),
-            readers=[reader],
-            embed=embed,
-            empty=lambda: embed([""], None),
+            pipe, options, readers=[reader], embed=embed, empty=lambda: embed([""], None)
         ),
         text_size=int(config.caption_channels),
         predict=predict,

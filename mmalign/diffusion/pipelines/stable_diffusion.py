@@ -33,9 +33,7 @@ def stable_diffusion(pipe: Any, options: Options) -> Family:
         network_name="unet",
         process=use_ddim(pipe),
         latents=unet_latents(pipe, options),
-        embed=texts_by(
-            pipe, options, network="unet", parts=("text_encoder",), readers=(reader,), embed=embed
-        ),
+        embed=texts_by(pipe, options, network="unet", readers=[reader], embed=embed),
         text_size=int(pipe.unet.config.cross_attention_dim),
         predict=predict,
     )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mmalign.diffusion.families import Conditioning, Family
 from mmalign.diffusion.frozen import Reader, texts_by
-from mmalign.diffusion.latents import latents_of, shifted
+from mmalign.diffusion.latents import patched, shifted
 from mmalign.diffusion.options import Options
 from mmalign.diffusion.schedulers import flow_process
 
@@ -25,18 +25,15 @@ def stable_diffusion_3(pipe: Any, options: Options) -> Family:
     Raises:
         ValueError: The size does not fit, or the scheduler is of another kind.
     """
-    config, factor = pipe.transformer.config, int(pipe.vae_scale_factor)
-    natural = 0 if pipe.text_encoder_3 is None else T5_LENGTH
-    length = options.text_length(natural)
-    latents = latents_of(
-        pipe,
-        options,
-        channels=int(config.in_channels),
-        factor=factor,
-        multiple=config.patch_size,
-        natural=config.sample_size * factor,
-        scaling=shifted,
-    )
+    config, has_t5 = pipe.transformer.config, pipe.text_encoder_3 is not None
+    length = options.text_length(T5_LENGTH if has_t5 else 0)
+    clip = int(pipe.tokenizer_max_length)
+    readers = [
+        Reader(tokenizer=pipe.tokenizer, limit=clip, encoder="the first text encoder"),
+        Reader(tokenizer=pipe.tokenizer_2, limit=clip, encoder="the second text encoder"),
+        Reader(tokenizer=pipe.tokenizer_3, limit=length, encoder="the T5 encoder"),
+    ]
+    latents = patched(pipe, options, scaling=shifted)
 
     def embed(texts: list[str]) -> dict[str, Tensor]:
         states, _, pooled, _ = pipe.encode_prompt(
@@ -57,7 +54,7 @@ def stable_diffusion_3(pipe: Any, options: Options) -> Family:
             pipe,
             options,
             parts=("text_encoder", "text_encoder_2", "text_encoder_3"),
-            readers=_readers(pipe, length),
+            readers=readers if has_t5 else readers[:2],
             embed=embed,
             settings=f"T5 part {length}",
         ),
@@ -76,16 +73,4 @@ def predict(model: nn.Module, latent: Tensor, timestep: Tensor, given: Condition
         pooled_projections=given["pooled"].to(latent.dtype),
         return_dict=False,
     )[0]
-    return found
-
-
-def _readers(pipe: Any, length: int) -> list[Reader]:
-    limit = int(pipe.tokenizer_max_length)
-    found = [
-        Reader(tokenizer=pipe.tokenizer, limit=limit, encoder="the first text encoder"),
-        Reader(tokenizer=pipe.tokenizer_2, limit=limit, encoder="the second text encoder"),
-    ]
-    if pipe.text_encoder_3 is not None:
-        t5 = Reader(tokenizer=pipe.tokenizer_3, limit=length, encoder="the T5 encoder")
-        found.append(t5)
     return found

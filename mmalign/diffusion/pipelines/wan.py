@@ -31,8 +31,7 @@ def wan(pipe: Any, options: Options) -> Family:
             "pipelines of Wan 2.2 (two networks, or a timestep for each token) are not supported; "
             "use one of Wan 2.1"
         )
-    config = pipe.transformer.config
-    length = options.text_length(T5_LENGTH)
+    config, length = pipe.transformer.config, options.text_length(T5_LENGTH)
 
     def embed(texts: list[str]) -> dict[str, Tensor]:
         states, _ = pipe.encode_prompt(
@@ -62,13 +61,7 @@ def wan(pipe: Any, options: Options) -> Family:
         pipe=pipe,
         process=flow_process(pipe.scheduler, tokens=latents.tokens // config.patch_size[1] ** 2),
         latents=latents,
-        embed=texts_by(
-            pipe,
-            options,
-            parts=("text_encoder",),
-            readers=[reader],
-            embed=embed,
-        ),
+        embed=texts_by(pipe, options, readers=[reader], embed=embed),
         text_size=int(config.text_dim),
         predict=predict,
         lora_targets=LORA_TARGETS + r"|.*ffn\.net\.(0\.proj|2)",
