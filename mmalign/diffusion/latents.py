@@ -164,6 +164,10 @@ def latents_of(
     elif options.num_frames is not None:
         raise ValueError("num_frames belongs to pipelines that draw clips; leave it unset")
     shift, by = scaling(pipe.vae.config)
+    about = f"mean and std of the posterior, {settings_of(pipe.vae)}"
+    if options.vae_tiling:
+        pipe.vae.enable_tiling()
+        about += ", tile by tile"
     return Latents(
         pipe=pipe,
         shape=shape,
@@ -177,7 +181,7 @@ def latents_of(
             pipe,
             network=network,
             parts=("vae",),
-            settings=f"mean and std of the posterior, {settings_of(pipe.vae)}",
+            settings=about,
             folder=options.cache,
         ),
         unit=factor * multiple,

@@ -17,6 +17,7 @@ class Options:
         num_frames: Frames of a clip; None for the model's own.
         max_sequence_length: Tokens of the text encoder where the pipeline leaves them open.
         resize: Whether pictures of another size are converted and resized.
+        vae_tiling: Whether the VAE works on large pictures tile by tile.
         long_prompts: What becomes of a prompt that is longer than a text encoder reads.
         cache: Folder for the answers of frozen parts, or None.
     """
@@ -25,6 +26,7 @@ class Options:
     num_frames: int | None = None
     max_sequence_length: int | None = None
     resize: bool = False
+    vae_tiling: bool = False
     long_prompts: LongPrompts = "error"
     cache: str | None = None
 

@@ -61,6 +61,8 @@ class DiffusionPolicy:
             keeping what they gave: a third more work, and much less memory.
         rows_per_forward: Rows in one call while sampling and decoding.
         dtype: Precision of the weights.
+        vae_tiling: Whether the VAE works on a large picture tile by tile, which takes less memory
+            and blends the tiles' seams, so that latents and pictures are slightly others.
         long_prompts: Whether a prompt that is longer than a text encoder reads is an error, or is
             read in part ("truncate"), which is counted and said.
         cache: Folder in which answers of VAE and text encoders are kept for later epochs and runs;
@@ -93,6 +95,7 @@ class DiffusionPolicy:
     gradient_checkpointing: bool = False
     rows_per_forward: int = 64
     dtype: DType = "float32"
+    vae_tiling: bool = False
     long_prompts: Literal["error", "truncate"] = "error"
     cache: str | None = None
 
@@ -150,6 +153,8 @@ class FlowPolicy:
             keeping what they gave: a third more work, and much less memory.
         rows_per_forward: Rows in one call while sampling and decoding.
         dtype: Precision of the weights.
+        vae_tiling: Whether the VAE works on a large picture tile by tile, which takes less memory
+            and blends the tiles' seams, so that latents and pictures are slightly others.
         long_prompts: Whether a prompt that is longer than a text encoder reads is an error, or is
             read in part ("truncate"), which is counted and said.
         cache: Folder in which answers of VAE and text encoders are kept for later epochs and runs;
@@ -182,6 +187,7 @@ class FlowPolicy:
     gradient_checkpointing: bool = False
     rows_per_forward: int = 64
     dtype: DType = "float32"
+    vae_tiling: bool = False
     long_prompts: Literal["error", "truncate"] = "error"
     cache: str | None = None
 
@@ -275,6 +281,7 @@ def _options(spec: DiffusionPolicy | FlowPolicy) -> Options:
         num_frames=spec.num_frames if isinstance(spec, FlowPolicy) else None,
         max_sequence_length=spec.max_sequence_length,
         resize=spec.resize,
+        vae_tiling=spec.vae_tiling,
         long_prompts=spec.long_prompts,
         cache=spec.cache,
     )

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
 from mmalign import rng
-from mmalign.diffusion import buckets
+from mmalign.diffusion import DiffusionPolicy, buckets
 from mmalign.objectives import DPO
 from mmalign.policy import Policy
+from mmalign.run import Run, Training, WeightEMA
 from mmalign.selectors import BestWorst
 from mmalign.sources import Preferences, Rollouts
 from mmalign.types import Output, Preference, Prompt, Trajectory
 from tests.diffusion.test_elbo import encode, load, picture
+from tests.diffusion.test_saving import largest_difference
 from tests.diffusion.tiny import generators
 
 TALL, WIDE = (24, 16), (16, 24)
@@ -174,13 +180,17 @@ def test_senseless_buckets_are_refused(
         load(folders, "epsilon", buckets=sizes)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OnePair:
-    """A data set of one pair whose sides differ in their prompts and share the picture."""
+    """One pair, so many times over, whose sides differ in their prompts and share the picture."""
+
+    count: int = 1
 
     def preferences(self) -> list[Preference]:
         same = picture(3)
         right, wrong = Prompt(content="a red circle"), Prompt(content="two large blue squares")
-        return [Preference(prompt=right, chosen=same, rejected=same, rejected_prompt=wrong)]
+        pair = Preference(prompt=right, chosen=same, rejected=same, rejected_prompt=wrong)
+        return [pair] * self.count
 
     def prompts(self) -> list[Prompt]:
         return []
@@ -202,16 +212,77 @@ def test_one_picture_against_another_caption(folders: dict[str, str]) -> None:
     assert len(DPO().credit(batch).pairs) == 1  # type: ignore[arg-type]
 
 
-def test_few_rows_at_a_time_give_the_same_latents(
-    folders: dict[str, str], prompts: list[Prompt]
+def test_two_captions_of_a_pair_share_what_is_drawn(folders: dict[str, str]) -> None:
+    """Offset noise, and whether the caption is dropped: of both sides of a pair, or of neither."""
+    policy = load(folders, "epsilon", prompt_dropout=0.5, offset_noise=0.1)
+    batch = next(iter(Preferences(data=OnePair(count=20), batch_size=20).build(policy, seed=0)))
+    rows = batch.trajectory
+    assert rows.prompt_of.tolist() == list(range(40))
+    for name in ("noise", "dropped"):
+        assert torch.equal(rows.stepwise[name][0::2], rows.stepwise[name][1::2]), name
+    dropped = rows.stepwise["dropped"][0::2, 0]
+    assert 3 < int(dropped.sum()) < 17
+    same = (rows.static["states"][0::2] == rows.static["states"][1::2]).flatten(1).all(1)
+    assert torch.equal(same, dropped)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "flow"])
+def test_few_rows_at_a_time_give_the_same_pictures(
+    folders: dict[str, str], prompts: list[Prompt], kind: str
 ) -> None:
     """What saves memory in VAE and network changes nothing but the size of the calls."""
-    one, all_ = load(folders, "epsilon", rows_per_forward=1), load(folders, "epsilon")
-    a, b = encode(one, prompts, "r"), encode(all_, prompts, "r")
-    torch.testing.assert_close(a.stepwise["latent"], b.stepwise["latent"], atol=1e-5, rtol=1e-5)
-    with torch.no_grad():
-        first, second = one.scores(a).log_probs, all_.scores(a).log_probs
+    found = []
+    for rows in (1, 64):
+        policy = load(folders, kind, rows_per_forward=rows)
+        seen: list[int] = []
+        vae = policy.adapter.family.pipe.vae  # type: ignore[attr-defined]
+        vae.decoder.register_forward_pre_hook(lambda _, given, to=seen: to.append(len(given[0])))
+        drawn = policy.sample(prompts, group_size=2, generators=generators(2, "r"))
+        assert seen == ([1] * 4 if rows == 1 else [4])
+        found.append((drawn, policy.scores(encode(policy, prompts, "r")).log_probs.detach()))
+    (one, first), (all_, second) = found
     torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
+    for mine, its in zip(one.outputs, all_.outputs, strict=True):
+        assert largest_difference(mine, its) <= 1  # type: ignore[arg-type]
+
+
+def test_a_vae_may_work_tile_by_tile(folders: dict[str, str], tmp_path: Path) -> None:
+    """On a picture larger than its own size alone; both kinds of answers have their own cache."""
+    asked = [Prompt(content="a red circle")]
+    smooth = Image.linear_gradient("L").convert("RGB")
+    found = {}
+    for size in (16, 32):
+        for tiled in (False, True):
+            policy = load(
+                folders, "epsilon", size=size, vae_tiling=tiled, cache=str(tmp_path), resize=True
+            )
+            rows = policy.adapter.encode(asked, [[smooth]], generators=generators(1))
+            found[size, tiled] = rows.stepwise["latent"]
+            drawn = policy.sample(asked, group_size=1, generators=generators(1))
+            found[size, tiled, "picture"] = torch.from_numpy(np.array(drawn.outputs[0]))
+    for more in ((), ("picture",)):
+        assert torch.equal(found[16, False, *more], found[16, True, *more])
+        assert found[32, False, *more].shape == found[32, True, *more].shape
+        assert not torch.equal(found[32, False, *more], found[32, True, *more])
+
+
+def test_an_average_of_the_weights_is_saved(folders: dict[str, str], tmp_path: Path) -> None:
+    """After one update with decay 2/11: w0 + 9/11 (w1 - w0), in the folder that diffusers loads."""
+    run = Run(
+        policy=DiffusionPolicy(model=folders["epsilon"], steps=2, guidance_scale=1.0),
+        objective=DPO(beta=100.0),
+        source=Preferences(data=OnePair(), batch_size=1),
+        training=Training(steps=1, learning_rate=1e-2, ema=WeightEMA(decay=0.9)),
+        output=str(tmp_path),
+    )
+    trainer = run.build()
+    before = {name: value.detach().clone() for name, value in trainer.parameters.items()}
+    trainer.train()
+    saved = UNet2DConditionModel.from_pretrained(tmp_path / "model", subfolder="unet").state_dict()
+    for name, value in trainer.parameters.items():
+        start = before[name]
+        expected = start + 9 / 11 * (value.detach() - start)
+        torch.testing.assert_close(saved[name.removeprefix("model.")], expected)
 
 
 def test_a_vae_that_overflows_is_noticed(folders: dict[str, str], prompts: list[Prompt]) -> None:
