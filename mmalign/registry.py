@@ -154,6 +154,7 @@ CLAIMS = {
     "every-modality": "mmalign.tinyworld.claims.every_modality:CLAIM",
     "online-pictures": "mmalign.tinyworld.claims.online_pictures:CLAIM",
     "path-rl": "mmalign.tinyworld.claims.path_rl:CLAIM",
+    "path-zoo": "mmalign.tinyworld.claims.path_zoo:CLAIM",
     "shared-noise": "mmalign.tinyworld.claims.shared_noise:CLAIM",
     "step-windows": "mmalign.tinyworld.claims.step_windows:CLAIM",
     "fifa": "mmalign.tinyworld.claims.fifa:CLAIM",

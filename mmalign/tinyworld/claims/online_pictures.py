@@ -16,11 +16,14 @@ from mmalign.tinyworld.claims.common import (
     trained,
 )
 
-CONFIG = "diffusion/diffusion_online_dpo"
-UPDATES, PROMPTS, PICTURES = 20, 16, 4
+CONFIG = "vision/ar_online_dpo"
+UPDATES, PROMPTS, PICTURES = 80, 12, 6
 """Of the online run: updates, prompts of an update, pictures of a prompt."""
-HELDOUT = 300
-SAME = (f"training.steps={UPDATES}", "training.learning_rate=4e-4", "policy.draws=2")
+HELDOUT = 500
+GUIDANCE = "guidance_scale: 1.0"
+POLICY = "policy.guidance_scale=1.0"
+RATES = {"offline": "training.learning_rate=1e-3", "online": "training.learning_rate=2e-3"}
+"""The best of each in the same search: see the claim's notes."""
 
 
 def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
@@ -33,6 +36,7 @@ def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
         seed=seed,
         shipped="diffusion/data/pairs",
         settings=[
+            f"policy={{type: ar_image, model: tinyworld/ar_image, {GUIDANCE}}}",
             f"data={prompts}",
             f"reward={judge}",
             f"num_generations={PICTURES}",
@@ -47,13 +51,18 @@ def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
             "selector: {type: best_worst}, batch_size: SIZE}"
         ),
     }
-    arms = {"before": judged_exactly(start(CONFIG), "draw", size=HELDOUT, seed=seed)}
+    arms = {"before": judged_exactly(start(CONFIG, (POLICY,)), "draw", size=HELDOUT, seed=seed)}
     for name, source in sources.items():
         output = trained(
             CONFIG,
             folder / name,
             seed=seed,
-            overrides=[f"source={source.replace('SIZE', str(PROMPTS))}", *SAME],
+            overrides=[
+                f"source={source.replace('SIZE', str(PROMPTS))}",
+                f"training.steps={UPDATES}",
+                RATES[name],
+                POLICY,
+            ],
         )
         arms[name] = judged_exactly(aligned(output), "draw", size=HELDOUT, seed=seed)
     return arms
