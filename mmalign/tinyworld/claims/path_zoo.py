@@ -59,6 +59,18 @@ ARMS: Mapping[str, Arm] = {
         before="diffusion",
         changes=("training.steps=24", RATE, "source.first_step=0"),
     ),
+    "DDPO with its tracker": Arm(
+        config="diffusion/diffusion_ddpo",
+        objective="ddpo",
+        before="diffusion",
+        changes=("training.steps=30", RATE, ONCE),
+    ),
+    "MixGRPO": Arm(
+        config="diffusion/flow_mix_grpo",
+        objective="grpo",
+        before="window of a flow",
+        changes=("training.steps=24", RATE, ONCE),
+    ),
     "DPOK": Arm(
         config="diffusion/diffusion_dpok",
         objective="dpok",
@@ -71,23 +83,11 @@ ARMS: Mapping[str, Arm] = {
             "training.critic_learning_rate=1e-2",
         ),
     ),
-    "DDPO with its tracker": Arm(
-        config="diffusion/diffusion_ddpo",
-        objective="ddpo",
-        before="diffusion",
-        changes=("training.steps=30", RATE, ONCE),
-    ),
     "DanceGRPO": Arm(
         config="diffusion/flow_dance_grpo",
         objective="grpo",
         before="constant flow",
         changes=("source.batch_size=12", ONCE),
-    ),
-    "MixGRPO": Arm(
-        config="diffusion/flow_mix_grpo",
-        objective="grpo",
-        before="window of a flow",
-        changes=("training.steps=24", RATE, ONCE),
     ),
     "TDPO": Arm(
         config="diffusion/diffusion_tdpo_path",
