@@ -76,12 +76,12 @@ CLAIM = Claim(
     ),
     source="2402.04792",
     notes=(
-        "Codes of an autoregressive model, drawn without guidance. Each side has the better rate for "
-        "it of 1e-3 and 2e-3 at one seed, where offline pairs reached 0.937 and 0.910 and online "
-        "ones 0.936 and 0.944. After half as many updates they were equal at 5e-4 and 1e-3, and 3e-3 "
-        "took offline pairs to 0.905 and 0.801 and online ones to 0.935 and 0.931 (two seeds). On "
-        "the diffusion, which learns less in 20 updates of 64 pictures, the difference was 0.010 "
-        "[-0.002, 0.023] over three seeds, and -0.035 at one of them."
+        "Codes of an autoregressive model, drawn without guidance. Each side has the better rate "
+        "for it of 1e-3 and 2e-3 at one seed, where offline pairs reached 0.937 and 0.910 and "
+        "online ones 0.936 and 0.944. After half as many updates they were equal at 5e-4 and 1e-3, "
+        "and 3e-3 took offline pairs to 0.905 and 0.801 and online ones to 0.935 and 0.931 (two "
+        "seeds). On the diffusion, which learns less in 20 updates of 64 pictures, the difference "
+        "was 0.010 [-0.002, 0.023] over three seeds, and -0.035 at one of them."
     ),
     run=run,
     objectives=("dpo",),
