@@ -154,6 +154,14 @@ def test_a_picture_fits_a_bucket_or_is_refused(folders: dict[str, str]) -> None:
     assert [kept.getpixel((x, 0))[0] for x in range(2)] == [60, 120]  # type: ignore[index]
 
 
+def test_the_nearest_bucket_is_that_of_the_nearest_shape() -> None:
+    """100 x 50 is twice as high as wide, as 200 x 100 and 10 x 5 are; of these the area decides.
+
+    50 x 100 has its very area and the other shape.
+    """
+    assert buckets.nearest((100, 50), [(50, 100), (10, 5), (200, 100)]) == (200, 100)
+
+
 def test_the_sides_of_a_pair_share_a_bucket(folders: dict[str, str]) -> None:
     """Two pictures of one prompt, and the two prompts of a pair whose sides differ in theirs."""
     policy = load(folders, "epsilon", buckets=(TALL, WIDE))
