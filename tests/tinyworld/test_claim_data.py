@@ -6,7 +6,7 @@ import math
 import pytest
 
 from mmalign.tinyworld.arithmetic import check, parse_problem
-from mmalign.tinyworld.claims import modpo, trees
+from mmalign.tinyworld.claims import modpo, overoptimisation, trees
 from mmalign.tinyworld.data import TaskJudge
 from mmalign.tinyworld.tasks import TASKS
 
@@ -67,3 +67,11 @@ def test_a_file_of_trees_is_read_as_lists(tmp_path, monkeypatch):
     prompts = TASKS["arithmetic"].prompts(split="train", size=5, seed=3)
     assert [row["prompt"] for row in rows] == [prompt.content for prompt in prompts]
     assert all(max(row["scores"]) == 1.0 and len(row["scores"]) >= 5 for row in rows)
+
+
+def test_a_run_is_stopped_before_the_indicator_falls():
+    """Of 1, 0.999, 0.9995, 0.9969, 0.99 the fourth is the first more than 0.002 below the highest;
+    what falls and comes back later is not asked, and what never falls ends at the last place."""
+    assert overoptimisation.before_the_fall([1, 0.999, 0.9995, 0.9969, 0.99], drop=0.002) == 2
+    assert overoptimisation.before_the_fall([0.9, 0.8, 1.0], drop=0.002) == 0
+    assert overoptimisation.before_the_fall([0.9, 0.95, 0.949], drop=0.002) == 2

@@ -13,6 +13,8 @@ from mmalign.tinyworld.claims.common import EXACT, aligned, judged_exactly, star
 
 FULL = ("policy.lora=null", "training.learning_rate=2e-5", "training.steps=40")
 """Every weight is trained, at one rate."""
+SAMPLED = {"grpo": ("source.batch_size=8",)}
+"""Eight samples of eight prompts an update."""
 IMITATION = "sft"
 PREFERENCES = ("dpo", "simpo", "kto")
 RL = "grpo"
@@ -25,7 +27,8 @@ def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
     before = start(f"text/{IMITATION}", FULL)
     arms = {}
     for name in (IMITATION, *PREFERENCES, RL):
-        policy = aligned(trained(f"text/{name}", folder / name, seed=seed, overrides=FULL))
+        settings = (*FULL, *SAMPLED.get(name, ()))
+        policy = aligned(trained(f"text/{name}", folder / name, seed=seed, overrides=settings))
         for arm, dtype in ((name, torch.bfloat16), (_exactly(name), torch.float32)):
             found = total(compare_models(before.model, policy.model, dtype=dtype))
             arms[arm] = {UNCHANGED: [found.share]}
