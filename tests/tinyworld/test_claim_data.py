@@ -6,7 +6,7 @@ import math
 import pytest
 
 from mmalign.tinyworld.arithmetic import check, parse_problem
-from mmalign.tinyworld.claims import modpo, overoptimisation, trees
+from mmalign.tinyworld.claims import chosen_likelihood, modpo, overoptimisation, trees
 from mmalign.tinyworld.data import TaskJudge
 from mmalign.tinyworld.tasks import TASKS
 
@@ -75,3 +75,14 @@ def test_a_run_is_stopped_before_the_indicator_falls():
     assert overoptimisation.before_the_fall([1, 0.999, 0.9995, 0.9969, 0.99], drop=0.002) == 2
     assert overoptimisation.before_the_fall([0.9, 0.8, 1.0], drop=0.002) == 0
     assert overoptimisation.before_the_fall([0.9, 0.95, 0.949], drop=0.002) == 2
+
+
+def test_pairs_one_number_apart_differ_in_one_result():
+    drawn = TASKS["arithmetic"].preferences(size=50, seed=3)
+    for old, pair in zip(drawn, chosen_likelihood.one_number_apart(drawn, seed=3), strict=True):
+        assert pair.chosen == old.chosen
+        right, wrong = str(pair.chosen).split(), str(pair.rejected).split()
+        places = [i for i, (a, b) in enumerate(zip(right, wrong, strict=True)) if a != b]
+        assert len(places) == 1
+        assert right[places[0] - 1] == "="
+        assert 0 <= int(wrong[places[0]]) <= 20
