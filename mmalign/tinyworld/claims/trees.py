@@ -21,10 +21,10 @@ BRANCHES = 2
 PAIRWISE = "dpo, best over worst"
 ARMS = {
     PAIRWISE: ["objective={type: dpo, beta: 0.1}", "source.selector={type: best_worst}"],
-    "tpo_tree": [],
-    "tpo_tree, steps weighed": ["objective.step_factor=adaptive"],
+    "tpo_tree": ["objective.beta=0.5"],
 }
-SETTINGS = ("training.steps=40", "source.batch_size=8", "training.learning_rate=5e-4")
+"""Each at the better of two betas."""
+SETTINGS = ("training.steps=40", "source.batch_size=8", "training.learning_rate=1e-3")
 
 
 def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
@@ -100,6 +100,14 @@ CLAIM = Claim(
         "after as many updates than DPO on the best and the worst branch of each."
     ),
     source="2410.12854",
+    notes=(
+        "Both sides were tried at rates of 5e-4 and 1e-3 and a beta of 0.1, and at the second with "
+        "a beta of 0.5 (one seed, 300 sums): DPO was right in 0.837, 0.903 and 0.890 of them, "
+        "tpo_tree in 0.760, 0.753 and 0.900. At the low beta tpo_tree left the best branch as "
+        "likely as before or less so: it pushes down every branch that goes wrong late, which is "
+        "the best one up to there. Equal weights in place of LambdaRank's (0.810 at 5e-4) were a "
+        "remedy too; the adaptive step factor was none (0.710)."
+    ),
     run=run,
     comparisons=tuple(
         Comparison(metric=metric, arm="tpo_tree", over=PAIRWISE) for metric in (EXACT, GRADED)
