@@ -13,7 +13,7 @@ from mmalign.tinyworld.tasks import TASKS
 TASK, HELDOUT = "arithmetic", 400
 SHOWN, WRONG = 200, 0.4
 """Demonstrations that a model is fine-tuned on, seen ten times, and how many of them are wrong."""
-KL = 0.5
+KL = 1.0
 """PPO's weight of the KL to the reference: enough to be felt."""
 
 
