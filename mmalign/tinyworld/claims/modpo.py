@@ -17,9 +17,9 @@ from mmalign.tinyworld.tasks import TASKS
 from mmalign.types import Output, Preference, Prompt
 
 CONFIG, TASK = "text/modpo", "arithmetic"
-WEIGHTS = (0.2, 0.35, 0.5, 0.65, 0.8)
+WEIGHTS = (0.2, 0.5, 0.8)
 """Of brevity; exactness has the rest."""
-SIZE, HELDOUT = 2000, 600
+SIZE, HELDOUT = 2000, 400
 BETA, SCALE = 0.5, 3.0
 """What either judge likes is worth 3: it is preferred with a probability of sigmoid(3)."""
 EXACT, BRIEF = "share of sums worked out rightly", "share answered in two words"
@@ -28,7 +28,7 @@ MODPO, MIXED = "modpo", "mixed labels"
 
 
 def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
-    """Both fronts, from a model that answers either way; both ends are of one objective alone."""
+    """Both fronts, from a model that answers either way."""
     shown = folder / "shown.jsonl"
     if not shown.exists():
         write_samples(shown, _demonstrations(seed))
@@ -39,13 +39,11 @@ def run(folder: Path, seed: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
         overrides=[f"source.data={{type: file, path: {shown}}}"],
     )
     arms = {"before": _measured(aligned(start), seed)}
-    for weight in (0.0, *WEIGHTS, 1.0):
-        arms[f"{MIXED} {weight:g}"] = _front(folder, seed, weight, mixed=True)
-    for weight in WEIGHTS:
-        arms[f"{MODPO} {weight:g}"] = _front(folder, seed, weight, mixed=False)
+    for name in (MIXED, MODPO):
+        for weight in WEIGHTS:
+            arms[f"{name} {weight:g}"] = _front(folder, seed, weight, mixed=name == MIXED)
     for name in (MODPO, MIXED):
         points = [arms[f"{name} {weight:g}"] for weight in WEIGHTS]
-        points += [arms[f"{MIXED} {end}"] for end in (0, 1)]
         arms[name] = {AREA: [area([(_mean(p[BRIEF]), _mean(p[EXACT])) for p in points])]}
     return arms
 
@@ -110,6 +108,7 @@ def _front(folder: Path, seed: int, weight: float, *, mixed: bool) -> dict[str, 
             f"objective.weights={weights}",
             f"objective.beta={BETA}",
             f"source.data={{type: file, path: {file}}}",
+            "training.learning_rate=1e-3",
         ],
     )
     return _measured(aligned(output), seed)
