@@ -72,9 +72,11 @@ CLAIM = Claim(
     ),
     source="2405.16436, 2404.19733",
     notes=(
-        "Four times the config's rate at half its beta: the chosen outputs fell at two seeds of "
-        "three. At a rate of 2e-4 and a beta of 0.1 DPO on descriptions of pictures made them "
-        "likelier, by 0.33 nats (one seed), and there was nothing to keep."
+        "Both sides are one sum, a single result of which is wrong in the rejected one, and 200 "
+        "pairs are seen ten times. On 2000 pairs seen once or less the chosen outputs fell at two "
+        "seeds of three where the wrong number was carried on, and became likelier by 0.15 nats "
+        "where it was not (one seed). On descriptions of pictures, at a rate of 2e-4 and a beta of "
+        "0.1, they became likelier by 0.33 nats (one seed), and there was nothing to keep."
     ),
     run=run,
     objectives=("dpo", "dpo_sft"),
