@@ -83,7 +83,10 @@ CLAIM = Claim(
         "at half the rate, all wrote as long as before. At the full rate simpo, which nothing "
         "holds to where it started, was a little shorter than DPO and scored less (29.9 words and "
         "0.706 against 30.2 and 0.739, one seed); a margin of 0.5 did not help (30.0 and 0.655). "
-        "Beside DPO at the full rate simpo at half of it would have looked well: that is the rate."
+        "Beside DPO at the full rate simpo at half of it would have looked well: that is the rate. "
+        "Where pairs whose wrong answer is longer were left out instead, DPO and simpo at half the "
+        "rate both improved (0.888 and 0.879 from 0.790 of 250 pictures, one seed) and wrote alike "
+        "(25.7 and 25.8 words, from 24.3)."
     ),
     run=run,
     objectives=("dpo", "simpo", "ln_dpo"),
