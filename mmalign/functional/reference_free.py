@@ -136,8 +136,8 @@ def mapo(
 ) -> Tensor:  # fmt: skip
     """Margin-aware preference optimisation of a denoiser: ``e_w - beta LS(scale (O_w - O_l))``.
 
-    ``e = -2 s`` is the mean squared error (``s`` is minus one half of it) and
-    ``O = snr e / (exp(snr e) - 1)``, which is 1 at ``e = 0``.
+    ``e = -2 s / n`` is the mean squared error, over draws too (a draw's log-prob is minus one half
+    of it), and ``O = snr e / (exp(snr e) - 1)``, which is 1 at ``e = 0``.
 
     Returns:
         ``[N]``; ``e_w + beta log 2`` where both sides have one error.
@@ -145,7 +145,7 @@ def mapo(
     References:
         2406.06424; ``scale`` is its number of training timesteps.
     """
-    error_w, error_l = -2 * s_w, -2 * s_l
+    error_w, error_l = -2 * _mean(s_w, n_w), -2 * _mean(s_l, n_l)
     gap = _odds_of_error(snr * error_w) - _odds_of_error(snr * error_l)
     return error_w - beta * logsigmoid(scale * gap)
 

@@ -80,10 +80,13 @@ def test_alphapo_by_hand():
 
 
 def test_mapo_by_hand():
-    """Errors (0.10, 0.12), so log-probs -0.05 and -0.06: the published code gives 0.1007358."""
+    """Errors (0.10, 0.12) at each of several draws, so log-probs -0.05 and -0.06: their means give
+    what one draw does, 0.1007358 as by the published code."""
     scores, batch = two_pairs()
+    assert int(batch.trajectory.mask[:2].sum(1).min()) > 1
+    error = torch.tensor([[-0.05], [-0.06]], dtype=torch.float64)
     steps = torch.zeros_like(batch.weight)
-    steps[:2, 0] = torch.tensor([-0.05, -0.06], dtype=torch.float64)
+    steps[:2] = torch.where(batch.trajectory.mask[:2], error, 0.0)
     batch = MaPO().credit(replace(batch, reference=None)).rows(torch.tensor([0, 1]))
     scores = replace(scores, log_probs=steps[:2])
     assert MaPO().loss(scores, batch).total.item() == pytest.approx(0.1007358, abs=1e-6)

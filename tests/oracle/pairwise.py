@@ -128,7 +128,7 @@ def latent_em(sw, sl, rw, rl, nw, nl, *, beta, reliability=0.9):
 
 
 def mapo(sw, sl, rw, rl, nw, nl, *, beta, snr=0.5, scale=1000.0):
-    ew, el = -2 * sw, -2 * sl
+    ew, el = -2 * sw / nw, -2 * sl / nl
     odds = snr * ew / np.expm1(snr * ew) - snr * el / np.expm1(snr * el)
     return ew - beta * log_sig(scale * odds)
 
