@@ -76,16 +76,17 @@ CLAIM = Claim(
     ),
     source="2402.04792",
     notes=(
-        "Codes of an autoregressive model, drawn without guidance. Each side has the better rate "
-        "for it of 1e-3 and 2e-3 at one seed, where offline pairs reached 0.937 and 0.910 and "
-        "online ones 0.936 and 0.944. After half as many updates they were equal at 5e-4 and 1e-3, "
-        "and 3e-3 took offline pairs to 0.905 and 0.801 and online ones to 0.935 and 0.931 (two "
-        "seeds). Offline pairs at 5e-4 reached 0.931 after all 80. It did not show on denoisers. "
-        "On the diffusion, which learns less in 20 updates of 64 pictures, the difference was "
-        "0.010 [-0.002, 0.023] over three seeds, and -0.035 at one of them. On the flow with four "
-        "moves, which starts at 0.763 (one seed): after 60 updates of 72 pictures offline pairs reached "
-        "0.820, 0.822 and 0.749 at 1e-4, 2e-4 and 4e-4, and online ones 0.811 and 0.796 at the "
-        "first and the last; after 120, offline 0.820 at 1e-4 and online 0.819 at 2e-4."
+        "Codes of an autoregressive model, drawn without guidance. Each side has the better "
+        "rate for it of 1e-3 and 2e-3 at one seed, where offline pairs reached 0.937 and 0.910 "
+        "and online ones 0.936 and 0.944. After half as many updates they were equal at 5e-4 "
+        "and 1e-3, and 3e-3 took offline pairs to 0.905 and 0.801 and online ones to 0.935 and "
+        "0.931 (two seeds). Offline pairs at 5e-4 reached 0.931 after all 80. It did not show "
+        "on denoisers. On the diffusion, which learns less in 20 updates of 64 pictures, the "
+        "difference was 0.010 [-0.002, 0.023] over three seeds, and -0.035 at one of them. On "
+        "the flow with four moves, which starts at 0.763 (one seed): after 60 updates of 72 "
+        "pictures offline pairs reached 0.820, 0.822 and 0.749 at 1e-4, 2e-4 and 4e-4, and "
+        "online ones 0.811 and 0.796 at the first and the last; after 120, offline 0.820 at "
+        "1e-4 and online 0.819 at 2e-4."
     ),
     run=run,
     objectives=("dpo",),
