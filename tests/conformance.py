@@ -188,7 +188,10 @@ def moving(output: Output) -> Output:
 
 
 # Every pipeline in its own way of calling; what is done with the answers is shared.
-PIPELINES = ("stable_diffusion_xl", "pixart_sigma", "sana", "flux", "kontext", "qwen_image", "wan")
+PIPELINES = (
+    "stable_diffusion_xl", "pixart_sigma", "sana", "flux", "kontext", "qwen_image", "wan", "ltx",
+)  # fmt: skip
+CLIPS = ("wan", "ltx")
 ADAPTERS |= {
     f"{kind}_{likelihood}": Case(
         spec=TinyPipeline(kind=kind, likelihood=likelihood, steps=3, lora=RANK, resize=True),
@@ -199,10 +202,10 @@ ADAPTERS |= {
         toy=redness,
         only=frozenset({"dpo", "grpo"}),
         asked=edited if kind == "kontext" else lambda prompt: prompt,
-        drawn=moving if kind == "wan" else lambda output: output,
+        drawn=moving if kind in CLIPS else lambda output: output,
     )
     for kind in PIPELINES
-    for likelihood in (("path", "elbo") if kind in ("kontext", "wan") else ("path",))
+    for likelihood in (("path", "elbo") if kind in ("kontext", *CLIPS) else ("path",))
 }
 
 OBJECTIVES: dict[str, Objective] = {
