@@ -51,7 +51,7 @@ ARMS: Mapping[str, Arm] = {
         config="diffusion/diffusion_d3po",
         objective="d3po",
         before="diffusion",
-        changes=("training.steps=24", RATE, ONCE),
+        changes=("training.steps=24", "source.batch_size=16", RATE, ONCE),
     ),
     "SPO": Arm(
         config="diffusion/diffusion_spo",
