@@ -9,7 +9,7 @@ made and used up, so that no table of states times symbols of either is kept:
   the derivatives by the states are made, are added up along with the values;
 * the head is trained: the backward pass makes the tiles again.
 
-One pass gives both values, so that an objective which reads them pays for the head once.
+One pass gives all values, so that an objective which reads them pays for either head once.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ BUFFERS = 4
 
 def forward_kl(
     states: Tensor, tokens: Tensor, head: Head, *, against: tuple[Tensor, Head]
-) -> tuple[Tensor, Tensor]:
-    """Log-probs of the chosen symbols, and the KL of the reference's distribution to the policy's.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs of the chosen symbols under both, and the KL of the reference to the policy.
 
     Args:
         states: ``[N, H]``, what the head reads, any float dtype.
@@ -38,8 +38,9 @@ def forward_kl(
         against: ``[N, H]`` states and the head of the reference; they get no gradient.
 
     Returns:
-        Two ``[N]`` float32 tensors, nats, that differentiate once: log-probs, ``-log V`` where the
-        network knows nothing, and KL, 0 where the two networks agree.
+        Three ``[N]`` float32 tensors, nats. Two that differentiate once: log-probs, ``-log V``
+        where the network knows nothing, and KL, 0 where the two networks agree. And without
+        gradient the reference's log-probs.
     """
     job = _Job(head, tokens.unsqueeze(1), Side(against[0].detach(), against[1]))
     trained = head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)
@@ -49,7 +50,7 @@ def forward_kl(
         found = cast(Any, _Stashing).apply(states, job)
     else:
         found = _Pass(states, job, derivative=False).outputs()
-    return cast(tuple[Tensor, Tensor], found)
+    return cast(tuple[Tensor, Tensor, Tensor], found)
 
 
 class _Job(NamedTuple):
@@ -66,7 +67,7 @@ class _Pass:
     Attributes:
         top: ``[N, 1]`` the largest logit so far: of the policy, and of the reference.
         total: ``[N, 1]`` ``sum e^(z - top)`` of each.
-        chosen: ``[N, 1]`` the policy's logit of the chosen symbol.
+        chosen: ``[N, 1]`` the logit of the chosen symbol of each.
         cross: ``[N, 1]`` ``sum e^(z_q - top_q) (z_q - z_p)``.
         moments: ``[N, H]`` ``sum e^(z - top) z' w`` of each, w being the policy's row of the weight
             and z' the slope of its cap; empty where no derivative is wanted.
@@ -84,7 +85,7 @@ class _Pass:
         self.top = [filled(lowest), filled(lowest)]
         self.total = [filled(0.0), filled(0.0)]
         # A token outside the vocabulary must not pass for one of probability 0.
-        self.chosen, self.cross = filled(float("nan")), filled(0.0)
+        self.chosen, self.cross = [filled(float("nan")) for _ in range(2)], filled(0.0)
         width = side.states.shape[1]
         self.moments = [filled(0.0, width), filled(0.0, width)] if derivative else []
         self._run()
@@ -102,7 +103,8 @@ class _Pass:
         self.side.logits(rows, block, z)
         self.other.logits(rows, facing, q)
         place, inside = block.places(self.tokens[rows])
-        self.chosen[rows] = torch.where(inside, z.gather(1, place), self.chosen[rows])
+        for known, logits in zip(self.chosen, (z, q), strict=True):
+            known[rows] = torch.where(inside, logits.gather(1, place), known[rows])
         slope = None
         if self.moments and self.side.cap is not None:
             slope = self.side.slope(z, block, plan.tile(-1, rows, block))
@@ -133,20 +135,23 @@ class _Pass:
         first, second = (top + total.log() for top, total in zip(self.top, self.total, strict=True))
         return first, second
 
-    def outputs(self) -> tuple[Tensor, Tensor]:
-        """``[N]`` float32 log-probs and KL."""
+    def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``[N]`` float32 log-probs, KL, and log-probs of the reference."""
         own, theirs = self.log_totals
         divergence = self.cross / self.total[1] - theirs + own
-        return (self.chosen - own).squeeze(1).float(), divergence.squeeze(1).float()
+        values = (self.chosen[0] - own, divergence, self.chosen[1] - theirs)
+        first, second, third = (value.squeeze(1).float() for value in values)
+        return first, second, third
 
     def derivatives(self) -> tuple[Tensor, Tensor]:
         """``[N, H]`` by the states: gain times ``w'_token - E_p w'`` and ``E_p w' - E_q w'``."""
         side = self.side
         mean, theirs = (m / t for m, t in zip(self.moments, self.total, strict=True))
         # A banned token has probability 0 whatever the states are.
-        slope = self.chosen.isfinite().to(side.work)
+        chosen = self.chosen[0]
+        slope = chosen.isfinite().to(side.work)
         if side.cap is not None:
-            slope = torch.where(slope > 0, 1 - (self.chosen / side.cap) ** 2, slope)
+            slope = torch.where(slope > 0, 1 - (chosen / side.cap) ** 2, slope)
         own = side.head.weight.detach()[self.tokens.squeeze(1)].to(side.work)
         return own.mul_(slope).sub_(mean).mul_(side.gain), (mean - theirs).mul_(side.gain)
 
@@ -155,16 +160,16 @@ class _Stashing(torch.autograd.Function):
     """A frozen head: the derivatives by the states are there when the forward pass is done."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, job: _Job) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, states: Tensor, job: _Job) -> tuple[Tensor, Tensor, Tensor]:
         found = _Pass(states, job, derivative=True)
         ctx.save_for_backward(*found.derivatives())
         ctx.dtype = states.dtype
-        return found.outputs()
+        return _marked(ctx, found)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        pairs = zip(ctx.saved_tensors, gradients, strict=True)
+        pairs = zip(ctx.saved_tensors, gradients[:2], strict=True)
         return sum(u * g.unsqueeze(1) for u, g in pairs).to(ctx.dtype), None
 
 
@@ -174,23 +179,29 @@ class _Recomputing(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, job: _Job
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         found = _Pass(states, job, derivative=False)
         ctx.save_for_backward(states, weight, bias)
         ctx.found = found
-        return found.outputs()
+        return _marked(ctx, found)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, bias = ctx.saved_tensors
-        by_states, by_weight, by_bias = _gradients(ctx.found, gradients, ctx.needs_input_grad)
+        by_states, by_weight, by_bias = _gradients(ctx.found, gradients[:2], ctx.needs_input_grad)
         return (
             None if by_states is None else by_states.to(states.dtype),
             None if by_weight is None else by_weight.to(weight.dtype),
             None if by_bias is None else by_bias.to(bias.dtype),
             None,
         )
+
+
+def _marked(ctx: Any, found: _Pass) -> tuple[Tensor, Tensor, Tensor]:
+    outputs = found.outputs()
+    ctx.mark_non_differentiable(outputs[2])
+    return outputs
 
 
 def _gradients(
@@ -237,7 +248,7 @@ def _by_logits(
     p.sub_(q.sub_(theirs[rows]).exp_().mul_(of_kl[rows]))
     place, inside = block.places(found.tokens[rows])
     # A banned token has probability 0 whatever the states are.
-    counted = inside & found.chosen[rows].isfinite()
+    counted = inside & found.chosen[0][rows].isfinite()
     p.scatter_add_(1, place, torch.where(counted, of_log_probs[rows], 0.0))
     if side.cap is not None:
         p.mul_(side.slope(z, block, plan.tile(-1, rows, block)))

@@ -60,15 +60,16 @@ def head_scores(
         ``[N]`` float32 tensors under the field names of `Scores`: ``log_probs``, nats, ``-log V``
         where the network knows nothing; ``entropy``, nats, ``log V`` there; ``kl`` (of the policy
         to the reference) and ``kl_forward`` (of the reference to the policy), nats, 0 where the two
-        agree; and without gradient ``top_k_mass``, ``top_k_entropy`` and ``log_collision``, nats,
+        agree; and without gradient ``reference``, the reference's log-probs, beside ``kl_forward``,
+        ``top_k_mass``, ``top_k_entropy`` and ``log_collision``, nats,
         ``-log V`` where the network knows nothing.
     """
     if want & AGAINST:
         against = _comparable(head, against)
     if "kl_forward" in want:
         assert against is not None
-        log_probs, divergence = forward_kl(states, tokens, head, against=against)
-        found = {"log_probs": log_probs, "kl_forward": divergence}
+        own, divergence, theirs = forward_kl(states, tokens, head, against=against)
+        found = {"log_probs": own, "kl_forward": divergence, "reference": theirs}
         rest = want - {"kl_forward", "log_probs"}
         if rest & FROM_LOGITS:
             found = head_scores(states, tokens, head, want=rest, against=against) | found

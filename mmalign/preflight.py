@@ -115,7 +115,11 @@ def _start(trainer: Trainer, batch: Batch) -> list[CheckLine]:
     """The untrained policy against its reference and against what it recorded, on a few rows."""
     rows = torch.arange(min(4, len(batch)), device=batch.group.device)
     piece = batch.rows(rows)
-    scores = trainer.policy.adapter.scores(trainer.policy.model, piece.trajectory)
+    want, against = trainer.asked(trainer.progress.step)
+    with torch.no_grad():
+        scores = trainer.policy.scores(piece.trajectory, want=want, against=against)
+    if scores.reference is not None:
+        piece = replace(piece, reference=scores.reference)
     dtype = next(trainer.policy.model.parameters()).dtype
     lines = []
     if piece.reference is not None:

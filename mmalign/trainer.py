@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,8 @@ class Trainer:
 
     def _check_start(self, scores: Scores, piece: Batch) -> None:
         found, dtype = scores.log_probs, self.precision
+        if scores.reference is not None:
+            piece = replace(piece, reference=scores.reference)
         if piece.reference is not None and getattr(self.reference, "starts_at_policy", False):
             invariants.require(invariants.same_at_start(found, piece, dtype=dtype))
         if piece.behaviour is not None or piece.trajectory.log_probs is not None:

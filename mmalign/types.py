@@ -291,6 +291,8 @@ class Scores:
         prediction_distance: Of a denoiser: mean squared difference of its prediction to the
             reference's, on request.
         kl_forward: Exact KL of the reference's distribution to the step's, nats, on request.
+        reference: Log-probs under the reference, nats, without gradient: they come with
+            ``kl_forward``, whose pass knows them, so that the reference runs once.
         log_collision: Log of the probability that two draws of the step agree (``sum p^2``, of a
             density its integral), nats, on request, without gradient.
         top_k_mass: Probability of the k likeliest symbols, on request.
@@ -304,6 +306,7 @@ class Scores:
     kl: Tensor | None = None
     prediction_distance: Tensor | None = None
     kl_forward: Tensor | None = None
+    reference: Tensor | None = None
     log_collision: Tensor | None = None
     top_k_mass: Tensor | None = None
     top_k_entropy: Tensor | None = None

@@ -43,6 +43,7 @@ class Tabular(nn.Module):
             entropy=torch.where(mask, entropy, zero),
             kl=torch.where(mask, (table.exp() * (table + 1.6)).sum(-1)[state], zero),
             kl_forward=torch.where(mask, -(table + UNIFORM).mean(-1)[state], zero),
+            reference=torch.where(mask, zero - UNIFORM, zero),
             log_collision=torch.where(mask, (2 * table).logsumexp(-1)[state], zero).detach(),
             features=self.logits[state].detach(),
             values=torch.where(mask, self.value[state], zero),

@@ -19,7 +19,7 @@ from mmalign.protocols import ON_REQUEST
 from tests.oracle import symbols
 
 N, H, V = 7, 5, 23
-NAMES = ("log_probs", "entropy", "kl", "kl_forward")
+NAMES = ("log_probs", "entropy", "kl", "kl_forward", "reference")
 CHOSEN = torch.tensor([2, 4, 5, 6, 21, 7, 2])
 WANTS = [
     frozenset(want)
@@ -74,6 +74,7 @@ def longhand(
         "entropy": -(p * log_p)[:, kept].sum(1),
         "kl": (p * (log_p - log_q))[:, kept].sum(1),
         "kl_forward": (log_q.exp() * (log_q - log_p))[:, kept].sum(1),
+        "reference": log_q[torch.arange(N), chosen],
         "log_collision": p.square().sum(1).log(),
         "top_k_mass": best.exp().sum(1),
         "top_k_entropy": -(best.softmax(1) * best.log_softmax(1)).sum(1),
@@ -120,12 +121,13 @@ def test_values_and_gradients_are_the_longhand_ones(trained, kind, dtype, tile_b
         monkeypatch.setattr(module, "APART_BYTES", apart)
         x, own, parts = copies(states, head, trained)
         found = head_scores(x, chosen, own, want=want, against=other)
-        assert found.keys() == {"log_probs", *want}
+        beside = {"reference"} if "kl_forward" in want else set()
+        assert found.keys() == {"log_probs", *want, *beside}
         y, theirs, expected_parts = copies(states, head, trained)
         expected = longhand(y, chosen, theirs, other)
         for name, value in found.items():
             assert value.dtype == torch.float32 and value.shape == (N,)
-            assert value.requires_grad == (bool(parts) and name in NAMES)
+            assert value.requires_grad == (bool(parts) and name in NAMES[:4])
             torch.testing.assert_close(value, expected[name].float(), rtol=1e-5, atol=1e-5)
         if parts:
             loss_of(found).backward()
@@ -229,7 +231,7 @@ def test_no_tokens_are_no_trouble(trained):
     x, own, parts = copies(torch.empty(0, H), head, trained)
     want = frozenset({"entropy", "kl", "kl_forward", "top_k_mass", "log_collision"})
     found = head_scores(x, CHOSEN[:0], own, want=want, against=(x, head))
-    assert [value.shape for value in found.values()] == [(0,)] * 6
+    assert [value.shape for value in found.values()] == [(0,)] * 7
     if parts:
         sum(value.sum() for name, value in found.items() if name in NAMES).backward()
     assert all(part.grad is not None and not part.grad.any() for part in parts)
@@ -243,8 +245,8 @@ def test_a_banned_token_has_no_probability_and_breaks_no_gradient():
         assert log_probs[0] == float("-inf") and log_probs[1].isfinite()
         torch.where(torch.tensor([False, True]), log_probs, 0.0).sum().backward()
         assert states.grad[0].tolist() == [0.0] * H and states.grad[1].isfinite().all()
-        log_probs, divergence = forward_kl(states, chosen, head, against=(states, head))
-        assert log_probs[0] == float("-inf") and divergence.abs().max() < 1e-6
+        log_probs, divergence, theirs = forward_kl(states, chosen, head, against=(states, head))
+        assert log_probs[0] == theirs[0] == float("-inf") and divergence.abs().max() < 1e-6
         (slope,) = torch.autograd.grad(divergence.sum(), states)
         assert slope.isfinite().all()
 

@@ -170,7 +170,7 @@ class PathAdapter:
         if against is not None and want & AGAINST:
             with torch.no_grad():
                 other = self._prediction(against, at, asked)
-            found |= self._compared(prediction, other, at, want & AGAINST)
+            found |= self._compared(prediction, other, at, want)
         if "log_collision" in want:
             found["log_collision"] = gaussian_log_collision(std)
         if "features" in want:
@@ -200,6 +200,7 @@ class PathAdapter:
             log_probs=nothing,
             kl=nothing if "kl" in want else None,
             kl_forward=nothing if "kl_forward" in want else None,
+            reference=nothing.detach() if "kl_forward" in want else None,
             log_collision=nothing.detach() if "log_collision" in want else None,
             prediction_distance=nothing if "prediction_distance" in want else None,
             features=wide if "features" in want else None,
@@ -214,7 +215,10 @@ class PathAdapter:
         # Of one deviation, so that both directions are the same.
         found = {"kl": divergence, "kl_forward": divergence}
         found["prediction_distance"] = (prediction - other).square().flatten(1).mean(1)
-        return {name: value for name, value in found.items() if name in want}
+        found = {name: value for name, value in found.items() if name in want}
+        if "kl_forward" in want:
+            found["reference"] = density(at["next"], reference, std).detach()
+        return found
 
     def _prediction(self, model: nn.Module, at: dict[str, Tensor], asked: Asked) -> Tensor:
         settings = self.settings.denoising

@@ -15,7 +15,8 @@ from mmalign.objectives.pairwise import mean_of
 from mmalign.protocols import Likelihood
 from mmalign.types import Batch, Loss, Scores
 
-SEQUENTIAL = frozenset({"exact", "reference", "kl_forward"})
+SEQUENTIAL = frozenset({"exact", "kl_forward"})
+"""The reference's log-probs come with its distributions, from one pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,7 @@ class TDPO1(PairObjective):
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
         """Summed over pairs; log 2 a pair at the reference."""
+        batch = _with_reference(scores, batch)
         sums = _sums(scores, batch)
         each = functional.tdpo1(*sums, beta=self.beta)
         return _with_divergences(pairwise.summed(each, scores, batch, beta=self.beta), sums)
@@ -78,6 +80,7 @@ class TDPO2(PairObjective):
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
         """Summed over pairs; log 2 a pair at the reference."""
+        batch = _with_reference(scores, batch)
         sums = _sums(scores, batch)
         each = functional.tdpo2(*sums, beta=self.beta, alpha=self.alpha)
         return _with_divergences(pairwise.summed(each, scores, batch, beta=self.beta), sums)
@@ -133,6 +136,11 @@ class CriticalDPO(PairObjective):
                 "steps of the chosen side too; use `dpo` for such data"
             )
         return credited
+
+
+def _with_reference(scores: Scores, batch: Batch) -> Batch:
+    assert scores.reference is not None
+    return replace(batch, reference=scores.reference)
 
 
 def _sums(scores: Scores, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:

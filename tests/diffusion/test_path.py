@@ -201,6 +201,8 @@ def test_kl_is_the_closed_form(folders: dict[str, str], prompts: list[Prompt], k
     want = frozenset({"kl_forward", "log_collision"})
     found = policy.scores(trajectory, want=want, against=reference)
     assert found.kl_forward is not None and torch.equal(found.kl_forward, kl)
+    alone = policy.adapter.scores(reference, trajectory).log_probs.detach()
+    torch.testing.assert_close(found.reference, alone, rtol=0, atol=0)
     # A move that lands on its mean has a log-density log(2) / 2 above the log of the collision.
     assert found.log_collision is not None and not found.log_collision.requires_grad
     scored = trajectory.mask

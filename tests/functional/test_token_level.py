@@ -28,8 +28,9 @@ def sums(logits: Tensor) -> list[Tensor]:
     found = head_scores(
         logits, SYMBOLS, head, want=frozenset({"kl_forward"}), against=(REFERENCE, head)
     )
-    reference = head_scores(REFERENCE, SYMBOLS, head)["log_probs"]
-    every = (found["log_probs"], reference, found["kl_forward"])
+    alone = head_scores(REFERENCE, SYMBOLS, head)["log_probs"]
+    torch.testing.assert_close(found["reference"], alone)
+    every = (found["log_probs"], found["reference"], found["kl_forward"])
     return [part.sum(0, keepdim=True) for values in every for part in (values[:2], values[2:])]
 
 
