@@ -13,18 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.objectives.anchored import Anchored
-from mmalign.objectives.bco_unpaired import BCOUnpaired
-from mmalign.objectives.kto import KTO, APOZeroUnpaired
 from mmalign.objectives.lambda_dpo import LambdaDPO
-from mmalign.objectives.latent_em import LatentEM
 from mmalign.objectives.logic import Logic
-from mmalign.objectives.mixture import MPO
 from mmalign.objectives.opa_dpo import OPADPO
 from mmalign.objectives.pair import PairObjective
-from mmalign.objectives.weighted import WPO
+from mmalign.objectives.unpaired import UnpairedObjective
 from mmalign.optim import CRITIC
 from mmalign.policy import Policy
-from mmalign.protocols import AGAINST, Likelihood, Objective, Reference
+from mmalign.protocols import AGAINST, Composed, Likelihood, Objective, Reference
 from mmalign.references import MovingReference
 from mmalign.types import Batch, Trajectory
 
@@ -33,8 +29,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 5e-2}
 CLEARLY_MOVED = 1e-2
 """How far a policy is from its start, nats, that a reference cannot have failed to follow."""
 RATIO_OBJECTIVES_NEED = "exact"
-UNPAIRED = KTO | APOZeroUnpaired | BCOUnpaired
-WITH_BETA = PairObjective | UNPAIRED | OPADPO | Anchored | LambdaDPO | Logic
+WITH_BETA = PairObjective | UnpairedObjective | OPADPO | Anchored | LambdaDPO | Logic
 """Objectives whose beta scales a log-ratio, or a difference of log-probs, of whole outputs."""
 
 
@@ -103,10 +98,8 @@ def odd_beta(objective: Objective, *, symbols: bool) -> str | None:
         symbols: Whether the policy's steps are symbols. Log-probs that are means over a latent have
             betas in the hundreds and thousands, and are not looked at.
     """
-    if isinstance(objective, WPO | LatentEM):
-        return odd_beta(objective.of, symbols=symbols)
-    if isinstance(objective, MPO):
-        found = [odd_beta(term.objective, symbols=symbols) for term in objective.terms]
+    if isinstance(objective, Composed):
+        found = [odd_beta(inner, symbols=symbols) for inner in objective.inner]
         return next((note for note in found if note is not None), None)
     if not symbols or not isinstance(objective, WITH_BETA):
         return None
@@ -130,9 +123,10 @@ def meaning_of_beta(objective: Objective, *, likelihood: Likelihood) -> str | No
 
     Code for denoisers differs by a factor of two here, and nothing fails when it is missed.
     """
-    if isinstance(objective, LatentEM):
-        return meaning_of_beta(objective.of, likelihood=likelihood)
-    if likelihood != "bound" or not isinstance(objective, PairObjective | UNPAIRED):
+    if isinstance(objective, Composed):
+        found = [meaning_of_beta(inner, likelihood=likelihood) for inner in objective.inner]
+        return next((note for note in found if note is not None), None)
+    if likelihood != "bound" or not isinstance(objective, PairObjective | UnpairedObjective):
         return None
     if isinstance(objective, PairObjective) and not objective.reads_reference:
         return None

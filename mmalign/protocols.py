@@ -200,6 +200,16 @@ class Objective(Protocol):
 
 
 @runtime_checkable
+class Composed(Protocol):
+    """An objective made of others: a loss that is weighed, or several that are added up."""
+
+    @property
+    def inner(self) -> tuple[Objective, ...]:
+        """What it is made of."""
+        ...
+
+
+@runtime_checkable
 class Remembering(Protocol):
     """An objective that learns something of its own from batch to batch.
 

@@ -7,7 +7,8 @@ from mmalign import registry
 from mmalign.claims import Claim, Comparison, judge, record_of, run_claim, table
 from mmalign.commands.reproducing import find
 from mmalign.commands.targets import load_run
-from mmalign.objectives import MPO, OBJECTIVES
+from mmalign.objectives import OBJECTIVES
+from mmalign.protocols import Composed
 from mmalign.tinyworld.claims import path_zoo, zoo, zoo_pictures
 
 UP = Comparison(metric="accuracy", arm="new", over="old")
@@ -121,8 +122,8 @@ def test_every_objective_is_tried_in_a_claim():
 
 def trained_objectives(config, changes):
     objective = load_run(config, changes).objective
-    terms = objective.terms if isinstance(objective, MPO) else ()
-    return {type(objective), *(type(term.objective) for term in terms)}
+    inner = objective.inner if isinstance(objective, Composed) else ()
+    return {type(objective), *map(type, inner)}
 
 
 @pytest.mark.parametrize("name", list(zoo.ARMS))

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from mmalign import distributed, functional
-from mmalign.objectives import policy_gradient
-from mmalign.objectives.kto import check_weights, labelled_rows, unpaired_credit, unpaired_loss
-from mmalign.objectives.pair import Reduction
-from mmalign.objectives.pairwise import total_log_probs
-from mmalign.types import Additive, Batch, Loss, Scores
+from mmalign import functional
+from mmalign.objectives.unpaired import (
+    UnpairedObjective,
+    labelled_alone,
+    labelled_rows,
+    mean_log_ratio,
+)
+from mmalign.types import Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BCOUnpaired:
+class BCOUnpaired(UnpairedObjective):
     """BCO as published: each output's reward is told from the mean reward of all labelled ones.
 
     ``-w log sigmoid(s (r - shift))`` with ``r = beta h``, a mean over labelled rows, with ``s = 1``
@@ -38,18 +39,7 @@ class BCOUnpaired:
         2404.04656.
     """
 
-    reduction: ClassVar[Reduction] = "sum"
     beta: float = 0.01
-    desirable_weight: float = 1.0
-    undesirable_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_weights(self.beta, self.desirable_weight, self.undesirable_weight)
-
-    @property
-    def additive_over(self) -> Additive:
-        """A row's steps stay together."""
-        return "group"
 
     @property
     def needs(self) -> frozenset[str]:
@@ -59,25 +49,14 @@ class BCOUnpaired:
     @torch.no_grad()
     def credit(self, batch: Batch) -> Batch:
         """The labelled rows, each with the mean log-ratio, and their number as denominator."""
-        assert batch.reference is not None and batch.behaviour is not None
-        log_ratio = total_log_probs(batch.behaviour - batch.reference, batch)
         labelled, mismatched = labelled_rows(batch)
-        rows = labelled & policy_gradient.scored(batch).any(1)
-        found = torch.stack([log_ratio[rows].sum(), rows.sum().to(log_ratio)])
-        total, count = distributed.all_reduce(found).unbind()
-        mean = total / count.clamp(min=1)
-        credited = unpaired_credit(batch, labelled, mismatched)
+        mean, _ = mean_log_ratio(batch, labelled)
+        credited = labelled_alone(batch, labelled, mismatched)
         metrics = {**credited.metrics, "rewards/shift": (self.beta * float(mean), 1.0)}
         return replace(credited, anchor=mean.expand(len(credited)).clone(), metrics=metrics)
 
-    def loss(self, scores: Scores, batch: Batch) -> Loss:
-        """Summed over rows; log 2 times its weight a row at the reference."""
-        assert batch.anchor is not None
+    def formula(self, log_ratio: Tensor, batch: Batch) -> Tensor:
+        """``[B]``; log 2 at the reference."""
+        assert batch.label is not None and batch.anchor is not None
         shift = self.beta * batch.anchor
-        return unpaired_loss(
-            scores,
-            batch,
-            formula=partial(functional.bco_unpaired, beta=self.beta, shift=shift),
-            beta=self.beta,
-            weights=(self.desirable_weight, self.undesirable_weight),
-        )
+        return functional.bco_unpaired(log_ratio, batch.label, beta=self.beta, shift=shift)

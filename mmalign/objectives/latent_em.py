@@ -62,6 +62,11 @@ class LatentEM:
                 f"latent_em takes a loss that is a formula of each pair, such as dpo, ipo, simpo "
                 f"or cpo, and {type(self.of).__name__} is none"
             )
+        if "step_weights" in self.of.needs:
+            raise ValueError(
+                f"latent_em turns pairs round, and {type(self.of).__name__} weighs the steps of "
+                "the rejected side alone; use a loss that takes either side for either"
+            )
         if not MARGIN <= self.lowest <= self.reliability <= 1 - MARGIN:
             raise ValueError(
                 f"reliability={self.reliability} and lowest={self.lowest} do not suit latent_em: "
@@ -75,6 +80,11 @@ class LatentEM:
         """The base loss, which is checked when the settings are made."""
         assert isinstance(self.of, PairObjective | IPO)
         return self.of
+
+    @property
+    def inner(self) -> tuple[Objective, ...]:
+        """The base loss."""
+        return (self.of,)
 
     @property
     def additive_over(self) -> Additive:

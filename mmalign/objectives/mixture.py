@@ -78,19 +78,24 @@ class MPO:
     def __post_init__(self) -> None:
         if not self.terms:
             raise ValueError("mpo without terms has nothing to minimise; list some in `terms`")
-        if any(isinstance(term.objective, MPO) for term in self.terms):
+        if any(isinstance(inner, MPO) for inner in self.inner):
             raise ValueError("mpo within mpo says nothing that its terms could not; list them")
+
+    @property
+    def inner(self) -> tuple[Objective, ...]:
+        """The terms, without their weights."""
+        return tuple(term.objective for term in self.terms)
 
     @property
     def additive_over(self) -> Additive:
         """As the coarsest of the terms."""
-        found = {term.objective.additive_over for term in self.terms}
+        found = {inner.additive_over for inner in self.inner}
         return next(unit for unit in COARSEST_FIRST if unit in found)
 
     @property
     def needs(self) -> frozenset[str]:
         """Whatever one of the terms needs."""
-        return frozenset().union(*(term.objective.needs for term in self.terms))
+        return frozenset().union(*(inner.needs for inner in self.inner))
 
     @torch.no_grad()
     def credit(self, batch: Batch) -> Batch:
@@ -99,7 +104,7 @@ class MPO:
         A part's denominator is that of all processes together, the batch's a share of 1.
         """
         batch = replace(batch, row=torch.arange(len(batch), device=batch.group.device))
-        parts = [term.objective.credit(batch) for term in self.terms]
+        parts = [inner.credit(batch) for inner in self.inner]
         totals = [distributed.total(p.denominator, device=batch.group.device) for p in parts]
         kept = torch.unique(torch.cat([batch.positions(part) for part in parts]))
         counters, metrics = dict(batch.counters), dict(batch.metrics)

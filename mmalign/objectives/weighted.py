@@ -55,6 +55,11 @@ class WPO:
             raise ValueError(f"max_weight={self.max_weight} would leave nothing to learn from")
 
     @property
+    def inner(self) -> tuple[Objective, ...]:
+        """The weighed loss."""
+        return (self.of,)
+
+    @property
     def additive_over(self) -> Additive:
         """As the weighed loss."""
         return self.of.additive_over
