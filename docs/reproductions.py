@@ -3,7 +3,8 @@
     python docs/reproductions.py
     mmalign reproduce mia-dpo && python docs/reproductions.py runs/reproduce
 
-copies the outcomes in that folder to docs/reproductions/ first. With --check nothing is written,
+copies the outcomes in that folder to docs/reproductions/ first. Figures are those of the records;
+what a claim says, and what was noted of it, is the claim's as it is now. With --check nothing is written,
 and the exit status says whether the page is current.
 """
 
@@ -53,7 +54,8 @@ def page() -> str:
     for name in registry.table("claims"):
         if name in found:
             verdict = "yes" if found[name]["holds"] else "**no**"
-            rows.append(f"| [{name}](#{name}) | {found[name]['statement']} | {verdict} |")
+            statement = registry.resolve("claims", name).statement
+            rows.append(f"| [{name}](#{name}) | {statement} | {verdict} |")
         else:
             rows.append(f"| {name} | not run yet | |")
     parts = [HEAD, "\n".join(rows), by_objective(found.keys())]
@@ -75,15 +77,16 @@ def by_objective(run: Collection[str]) -> str:
 
 
 def _section(name: str, record: dict) -> str:
+    claim = registry.resolve("claims", name)
     counts = {metric: number for metric, number in record["prompts"].items() if number > 1}
     seeds = "Seeds " + ", ".join(map(str, record["seeds"]))
     if counts:
         prompts = ", ".join(f"{number} for {metric}" for metric, number in counts.items())
         seeds += f"; held-out prompts: {prompts}"
     return (
-        f"## {name}\n\n{record['statement']} ({record['source']})\n\n{table(record)}\n\n"
+        f"## {name}\n\n{claim.statement} ({claim.source})\n\n{table(record)}\n\n"
         f"{seeds}; the arms' values are means over the seeds."
-        + (f" {record['notes']}" if record["notes"] else "")
+        + (f" {claim.notes}" if claim.notes else "")
     )
 
 

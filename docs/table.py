@@ -94,7 +94,7 @@ ROWS: list[tuple[str, str, Objective]] = [
     ("aot, aot_unpaired, bco, latent_em", OFFLINE, AOT()),
     (
         "kto, apo_zero_unpaired, bco_unpaired; Diffusion-KTO",
-        "labelled outputs, or " + OFFLINE,
+        LABELLED,
         KTO(),
     ),
     ("online DPO, online IPO", ONLINE, DPO()),

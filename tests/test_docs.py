@@ -119,6 +119,16 @@ def test_no_claim_is_recorded_that_nobody_makes() -> None:
     assert recorded <= registry.table("claims").keys()
 
 
+@pytest.mark.parametrize("name", registry.table("claims"))
+def test_a_claim_says_what_it_trains_and_its_record_is_of_what_it_compares(name: str) -> None:
+    claim = registry.resolve("claims", name)
+    assert claim.objectives and set(claim.objectives) <= registry.table("objectives").keys()
+    record = json.loads((ROOT / f"docs/reproductions/{name}.json").read_text("utf-8"))
+    compared = [verdict["comparison"] for verdict in record["comparisons"]]
+    assert compared == [str(comparison) for comparison in claim.comparisons]
+    assert len(record["seeds"]) >= claim.seeds
+
+
 def two_rows(log_probs: tuple[float, float], reference: tuple[float, float]) -> Batch:
     """One group of two rows with one step each, rewards 1 and 0."""
     mask = torch.ones(2, 1, dtype=torch.bool)

@@ -58,7 +58,7 @@ CLAIM = Claim(
         "claim of its own, about trees."
     ),
     run=run,
-    objectives=("dpo", "pro", "tpo_tree"),
+    objectives=("dpo", "pro"),
     comparisons=tuple(
         Comparison(metric=metric, arm="pro", over=PAIRWISE) for metric in (EXACT, GRADED)
     ),

@@ -12,8 +12,8 @@ from mmalign.tinyworld.claims.common import EXACT, aligned, judged_exactly, logg
 CONFIG = "text/dpo"
 HELDOUT = 800
 BETA = 5
-DPO = f"{{type: dpo, beta: {BETA}}}"
 """High, so that a fifth of wrong labels ends DPO's margin at log 4 / 5 nats."""
+DPO = f"{{type: dpo, beta: {BETA}}}"
 SAME = ("training.steps=80", "training.learning_rate=1e-3")
 RATES = (0.2, 0.4)
 RECOVERED = "share of flipped labels that it infers"

@@ -116,6 +116,7 @@ CLAIM = Claim(
         "it breaks down, so its height is no place to stop at."
     ),
     run=run,
+    objectives=("dpo",),
     comparisons=(
         Comparison(metric=MASS, arm="last", over="start", sign="lower"),
         Comparison(metric=EXACT, arm="stopped by the mass", over="start"),

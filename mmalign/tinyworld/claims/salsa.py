@@ -72,6 +72,7 @@ CLAIM = Claim(
         "(one seed). At a KL of 0.5 the soup was ahead by 0.04."
     ),
     run=run,
+    objectives=("sft", "ppo"),
     comparisons=(
         Comparison(metric=EXACT, arm="ppo, held to the soup", over="sft 1"),
         Comparison(metric=EXACT, arm="ppo, held to the soup", over="ppo, held to the start"),

@@ -109,6 +109,7 @@ CLAIM = Claim(
         "remedy too; the adaptive step factor was none (0.710)."
     ),
     run=run,
+    objectives=("dpo", "tpo_tree"),
     comparisons=tuple(
         Comparison(metric=metric, arm="tpo_tree", over=PAIRWISE) for metric in (EXACT, GRADED)
     ),

@@ -55,6 +55,7 @@ CLAIM = Claim(
         "were than imitation does in bfloat16. grpo sees eight samples of eight prompts an update."
     ),
     run=run,
+    objectives=(IMITATION, *PREFERENCES, RL),
     comparisons=(
         *(Comparison(metric=UNCHANGED, arm=n, over=IMITATION) for n in (*PREFERENCES, RL)),
         *(

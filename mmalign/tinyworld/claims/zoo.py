@@ -20,7 +20,7 @@ TASK = "arithmetic"
 BRIEF = "brevity (0 for two words, -1 for two more)"
 BEFORE = "before"
 PAIRS = ("training.steps=40", "source.batch_size=16")
-"""A third of the pairs and updates that the shipped configs have."""
+"""A third of the pairs that the shipped configs have, and two thirds of their updates."""
 LABELLED = ("training.steps=40", "source.batch_size=32")
 ROLLOUTS = ("training.steps=20",)
 """Half of the updates."""
