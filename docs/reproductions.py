@@ -4,8 +4,8 @@
     mmalign reproduce mia-dpo && python docs/reproductions.py runs/reproduce
 
 copies the outcomes in that folder to docs/reproductions/ first. Figures are those of the records;
-what a claim says, and what was noted of it, is the claim's as it is now. With --check nothing is written,
-and the exit status says whether the page is current.
+what a claim says, and what was noted of it, is the claim's as it is now. With --check nothing is
+written, and the exit status says whether the page is current.
 """
 
 from __future__ import annotations

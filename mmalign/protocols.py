@@ -63,7 +63,11 @@ class Adapter(Protocol):
         group_size: int,
         generators: Sequence[torch.Generator],
     ) -> Trajectory:
-        """``group_size`` decoded trajectories of each prompt, rows of a prompt adjacent."""
+        """``group_size`` decoded trajectories of each prompt, rows of a prompt adjacent.
+
+        Raises:
+            mmalign.blame.Refused: A prompt does not fit the model; sources say where it came from.
+        """
         ...
 
     def scores(

@@ -70,7 +70,7 @@ def test_every_config_is_here() -> None:
 
 
 # What diffusers' own example of a pipeline says where it is not the default of a call, and for
-# Stable Diffusion 3.5 what its model card says: the default is that of the version before.
+# Stable Diffusion 3.5 what others publish: the default is that of the version before.
 SAID = {"FluxKontextPipeline": 2.5, "StableDiffusion3Pipeline": 4.5}
 
 
