@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mmalign.forward_kl import forward_kl
+from mmalign.head_sums import Job, Sums
 from mmalign.kept import Kept, Tile
-from mmalign.online import Job, Sums
 from mmalign.protocols import AGAINST, Want
 from mmalign.tiles import Block, Head, Side, Tiling, accumulate, without
 
