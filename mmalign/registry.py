@@ -103,6 +103,7 @@ SELECTORS = {
 }
 REWARDS = {
     "tinyworld": "mmalign.tinyworld.data:TaskJudge",
+    "tinyworld_likeness": "mmalign.tinyworld.judges:LikenessJudge",
     "clip": "mmalign.rewards.clip:ClipReward",
     "function": "mmalign.rewards.function:FunctionReward",
     "length": "mmalign.rewards.text:LengthReward",

@@ -58,7 +58,7 @@ def _templates() -> tuple[tuple[tuple[str, str], ...], NDArray[np.float32], NDAr
     return tuple(names), stack, stack.sum(axis=-1)
 
 
-def _cells(image: Image.Image) -> NDArray[np.float32]:
+def cells_of(image: Image.Image) -> NDArray[np.float32]:
     """Cut a picture into its four cells, in the order of `PLACES`: [4, CELL * CELL, 3]."""
     if image.mode != "RGB":
         image = image.convert("RGB")
@@ -106,7 +106,7 @@ def detect(image: Image.Image, *, min_iou: float = MIN_IOU) -> tuple[Object, ...
     """
     if not 0.0 <= min_iou <= 1.0:
         raise ValueError(f"min_iou must lie in [0, 1]; got {min_iou}")
-    inks, coverage, residual = _explain(_cells(image))
+    inks, coverage, residual = _explain(cells_of(image))
     coverage = _sharpen(coverage)
     area = coverage.sum(axis=-1)
     names, templates, template_area = _templates()

@@ -16,6 +16,7 @@ from PIL import Image
 from mmalign.tinyworld.arithmetic import check, parse_problem
 from mmalign.tinyworld.detect import MIN_IOU, detect
 from mmalign.tinyworld.language import GRADE_ATTRIBUTES, Mention, parse
+from mmalign.tinyworld.likeness import distance
 from mmalign.tinyworld.requirements import partial, requirement_from_dict, satisfied
 from mmalign.tinyworld.scenes import Scene, from_dict
 from mmalign.types import Output, Prompt
@@ -196,6 +197,25 @@ class ImageJudge:
         return _tensor(
             [
                 score(requirement_from_dict(data), detect(image, min_iou=self.min_iou))
+                for data, image in _pairs(prompts, outputs, "requirement", Image.Image)
+            ]
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LikenessJudge:
+    """Judges pictures by how near they are to a right one; reads meta["requirement"].
+
+    One minus the root mean square difference to the nearest picture that would be right, in units
+    of a channel's full range. Hardly two of a model's pictures earn the same, and clean ones more:
+    a judge for methods that cannot learn from ties. Right and wrong are `ImageJudge`'s business.
+    """
+
+    def __call__(self, prompts: Sequence[Prompt], outputs: Sequence[Output]) -> torch.Tensor:
+        """``[B]`` scores in [0, 1], one a prompt and its output; 1 for the painter's own."""
+        return _tensor(
+            [
+                1.0 - distance(requirement_from_dict(data), image)
                 for data, image in _pairs(prompts, outputs, "requirement", Image.Image)
             ]
         )
