@@ -154,6 +154,7 @@ CLAIMS = {
     "ranking-accuracy": "mmalign.tinyworld.claims.ranking_accuracy:CLAIM",
     "every-modality": "mmalign.tinyworld.claims.every_modality:CLAIM",
     "online-pictures": "mmalign.tinyworld.claims.online_pictures:CLAIM",
+    "online-denoisers": "mmalign.tinyworld.claims.online_pictures:DENOISERS",
     "path-rl": "mmalign.tinyworld.claims.path_rl:CLAIM",
     "path-zoo": "mmalign.tinyworld.claims.path_zoo:CLAIM",
     "shared-noise": "mmalign.tinyworld.claims.shared_noise:CLAIM",
