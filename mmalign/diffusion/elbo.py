@@ -14,7 +14,7 @@ from mmalign.blame import Refused
 from mmalign.diffusion import buckets, pictures, saving
 from mmalign.diffusion.draws import Draw, DrawSettings, draw, without_dropped
 from mmalign.diffusion.families import Family
-from mmalign.diffusion.pictures import LatentDraw
+from mmalign.diffusion.pictures import Drawn, LatentDraw
 from mmalign.diffusion.processes import Diffusion
 from mmalign.diffusion.sampling import (
     Asked,
@@ -26,6 +26,7 @@ from mmalign.diffusion.sampling import (
     walk,
 )
 from mmalign.diffusion.weights import TimestepWeight, min_snr
+from mmalign.prompts import frames_of
 from mmalign.protocols import Likelihood, Want
 from mmalign.types import Output, Prompt, Scores, Trajectory
 
@@ -41,6 +42,8 @@ class ElboSettings:
             weight from levels with little noise (a diffusion's alone).
         snr_gamma: Of "min_snr": the ratio of signal to noise from which on it does so.
         latent: The VAE's posterior mean, or a draw from it.
+        drawn: What is scored of a picture that the policy drew: the VAE's latent of it, as of a
+            recorded one, or the latent that its last move arrived at.
         buckets: Heights and widths, in pixels, that recorded pictures may have; empty for the
             model's own size alone.
     """
@@ -50,6 +53,7 @@ class ElboSettings:
     timestep_weight: TimestepWeight = "constant"
     snr_gamma: float = 5.0
     latent: LatentDraw = "mean"
+    drawn: Drawn = "encoded"
     buckets: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
@@ -109,7 +113,6 @@ class ElboAdapter:
             ValueError: A picture or a prompt does not fit the model, or rows that share their
                 noise are of different buckets.
         """
-        settings = self.settings
         flat = [output for group in outputs for output in group]
         images = [
             pictures.checked(output, row, self.family.latents, sizes=self.sizes)
@@ -118,25 +121,30 @@ class ElboAdapter:
         seeds = [g.initial_seed() for g, of in zip(generators, outputs, strict=True) for _ in of]
         _require_one_bucket([frames[0] for frames in images], seeds)
         draws = [self._draw(generator) for generator in generators]
-        noise = None
-        if settings.latent == "sample":
-            shape = self._shape()
-            noise = torch.cat(
-                [
-                    torch.randn((len(group), *shape), generator=generator)
-                    for group, generator in zip(outputs, generators, strict=True)
-                ]
-            )
-        clean, extents = self._encoded(images, noise)
-        counts = torch.tensor([len(group) for group in outputs])
-        return self._trajectory(prompts, clean, extents, counts, draws, flat)
+        counts = [len(group) for group in outputs]
+        clean, extents = self._encoded(images, self._posterior_noise(generators, counts))
+        return self._trajectory(prompts, clean, extents, torch.tensor(counts), draws, flat)
+
+    def _posterior_noise(
+        self, generators: Sequence[torch.Generator], counts: Sequence[int]
+    ) -> Tensor | None:
+        """``[B, *shape]`` where latents are draws from the VAE's posterior."""
+        if self.settings.latent == "mean":
+            return None
+        shape = self._shape()
+        return torch.cat(
+            [
+                torch.randn((count, *shape), generator=generator)
+                for count, generator in zip(counts, generators, strict=True)
+            ]
+        )
 
     def _encoded(
-        self, images: Sequence[Sequence[Image.Image]], noise: Tensor | None
+        self, images: Sequence[Sequence[Image.Image]], noise: Tensor | None, *, keep: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Latents ``[B, *shape]`` of outputs of any bucket, and what they fill: ``[B, 2]``.
 
-        An output is its frames, one where it is a picture.
+        An output is its frames, one where it is a picture; ``keep``: see `pictures.encode`.
         """
         latents = self.family.latents
         sizes = [latents.extent((frames[0].height, frames[0].width)) for frames in images]
@@ -147,6 +155,7 @@ class ElboAdapter:
                 latents,
                 [images[row] for row in rows.tolist()],
                 noise=None if noise is None else buckets.cropped(noise[rows], extent),
+                keep=keep,
             )
             for row, latent in zip(rows.tolist(), found, strict=True):
                 clean[row] = buckets.padded(latent, self.room)
@@ -160,7 +169,7 @@ class ElboAdapter:
         group_size: int,
         generators: Sequence[torch.Generator],
     ) -> Trajectory:
-        """``group_size`` pictures of each prompt; their own final latents are what is scored."""
+        """``group_size`` pictures of each prompt, scored as `ElboSettings.drawn` says."""
         settings = self.settings.denoising
         embedded = conditions(self.family, prompts)
         found = walk(
@@ -174,10 +183,14 @@ class ElboAdapter:
         clean = found.latents[:, -1]
         outputs = pictures.decode(self.family, clean, rows_per_forward=settings.rows_per_forward)
         draws = [self._draw(generator) for generator in generators]
-        counts = torch.full((len(prompts),), group_size)
-        extents = torch.tensor([clean.shape[-2:]]).expand(len(clean), 2)
-        clean = buckets.padded(clean, self.room)
-        return self._trajectory(prompts, clean, extents, counts, draws, outputs)
+        counts = [group_size] * len(prompts)
+        if self.settings.drawn == "encoded":
+            noise = self._posterior_noise(generators, counts)
+            clean, extents = self._encoded([frames_of(o) for o in outputs], noise, keep=False)
+        else:
+            extents = torch.tensor([clean.shape[-2:]]).expand(len(clean), 2)
+            clean = buckets.padded(clean, self.room)
+        return self._trajectory(prompts, clean, extents, torch.tensor(counts), draws, outputs)
 
     def scores(
         self,

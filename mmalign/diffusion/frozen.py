@@ -90,13 +90,20 @@ class Frozen:
         return next(network.parameters()).device
 
     @torch.no_grad()
-    def __call__(self, keys: Sequence[str], answer: Callable[[int], Mapping[str, Tensor]]) -> Entry:
+    def __call__(
+        self,
+        keys: Sequence[str],
+        answer: Callable[[int], Mapping[str, Tensor]],
+        *,
+        keep: bool = True,
+    ) -> Entry:
         """The answers to the questions ``keys``, stacked, on the network's device.
 
         Args:
             keys: What is asked: hashes of contents. A question that stands here twice is asked
                 once.
             answer: Answers the question at the given position, ``[1, ...]`` by name.
+            keep: Whether new answers are remembered; no, where nobody will ask again.
         """
         known = {key: self._recall(key) for key in dict.fromkeys(keys)}
         missing = {key: i for i, key in enumerate(keys) if known[key] is None}
@@ -105,8 +112,8 @@ class Frozen:
             # Within autocast the answers would be of another precision than outside of it.
             with torch.autocast(self.device.type, enabled=False):
                 for key, position in missing.items():
-                    found = answer(position)
-                    known[key] = self._remember(key, {n: v[0] for n, v in found.items()})
+                    found = {name: value[0] for name, value in answer(position).items()}
+                    known[key] = self._remember(key, found) if keep else found
         else:
             self.settle(needed=False)
         entries = [entry for key in keys if (entry := known[key]) is not None]

@@ -21,6 +21,9 @@ from mmalign.fingerprints import content_key
 from mmalign.types import Output
 
 LatentDraw = Literal["mean", "sample"]
+Drawn = Literal["encoded", "own"]
+Drawing = Image.Image | tuple[Image.Image, ...]
+"""A picture or a clip."""
 
 
 def checked(
@@ -100,6 +103,7 @@ def encode(
     outputs: Sequence[Sequence[Image.Image]],
     *,
     noise: Tensor | None,
+    keep: bool = True,
 ) -> Tensor:
     """Pictures or clips to scaled latents ``[B, ...]`` float32.
 
@@ -111,6 +115,7 @@ def encode(
         latents: Holds the VAE.
         outputs: The frames of each, RGB, all of one size; one where it is a picture.
         noise: ``[B, ...]`` for a draw from the VAE's posterior; None for its mean.
+        keep: Whether the answers are remembered, in memory or on disk.
 
     Raises:
         ValueError: The VAE says of an output what is no number.
@@ -123,7 +128,7 @@ def encode(
         mean, std = latents.read(pixels[position][None].movedim(-1, 1).float() / 127.5 - 1.0)
         return {"mean": mean, "std": std}
 
-    found = latents.posteriors([content_key(value) for value in pixels], answer)
+    found = latents.posteriors([content_key(value) for value in pixels], answer, keep=keep)
     latent = found["mean"]
     bad = (~latent.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
     if bad:
@@ -137,10 +142,10 @@ def encode(
 
 
 @torch.no_grad()
-def decode(family: Family, latents: Tensor, *, rows_per_forward: int) -> list[Output]:
+def decode(family: Family, latents: Tensor, *, rows_per_forward: int) -> list[Drawing]:
     """Scaled latents ``[B, ...]`` to PIL pictures or clips, as the pipeline itself does it."""
     family.latents.posteriors.settle(needed=True)
-    outputs: list[Output] = []
+    outputs: list[Drawing] = []
     for part in latents.split(rows_per_forward):
         pixels = family.latents.draw(part)
         if family.latents.frames is None:

@@ -49,7 +49,10 @@ class DiffusionPolicy:
             a pair; 0 for none.
         prompt_dropout: Bound: probability that a prompt is scored as if it were empty, on both
             sides of a pair and by the reference alike.
-        latent: Bound: the VAE's mean, or a draw, for recorded pictures.
+        latent: Bound: the VAE's mean, or a draw, for pictures.
+        drawn: Bound: what is scored of a picture that the policy drew: "encoded", the VAE's latent
+            of what the judge saw, as of a recorded picture; "own", the latent that the last move
+            arrived at, with what the picture does not show.
         resize: Convert given pictures, scale them to cover the size and cut off what stands over,
             instead of refusing them.
         buckets: Bound: heights and widths that recorded pictures may have, where they are not all
@@ -87,6 +90,7 @@ class DiffusionPolicy:
     offset_noise: float = 0.0
     prompt_dropout: float = 0.0
     latent: Literal["mean", "sample"] = "mean"
+    drawn: Literal["encoded", "own"] = "encoded"
     resize: bool = False
     buckets: tuple[tuple[int, int], ...] = ()
     size: int | tuple[int, int] | None = None
@@ -139,7 +143,8 @@ class FlowPolicy:
         timestep_draw: Bound: their density; logit-normal as flows are trained.
         offset_noise: As in `DiffusionPolicy`.
         prompt_dropout: As in `DiffusionPolicy`.
-        latent: Bound: the VAE's mean, or a draw, for recorded pictures.
+        latent: Bound: the VAE's mean, or a draw, for pictures.
+        drawn: As in `DiffusionPolicy`.
         resize: Convert given pictures, scale them to cover the size and cut off what stands over,
             instead of refusing them.
         buckets: Bound: heights and widths that recorded pictures may have, where they are not all
@@ -178,6 +183,7 @@ class FlowPolicy:
     offset_noise: float = 0.0
     prompt_dropout: float = 0.0
     latent: Literal["mean", "sample"] = "mean"
+    drawn: Literal["encoded", "own"] = "encoded"
     resize: bool = False
     buckets: tuple[tuple[int, int], ...] = ()
     size: int | tuple[int, int] | None = None
@@ -322,6 +328,7 @@ def _policy(family: Family, spec: DiffusionPolicy | FlowPolicy, denoising: Denoi
                 prompt_dropout=spec.prompt_dropout,
             ),
             latent=spec.latent,
+            drawn=spec.drawn,
             buckets=spec.buckets,
         )
         if isinstance(spec, DiffusionPolicy):

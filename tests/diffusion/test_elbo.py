@@ -181,8 +181,8 @@ def test_logit_normal_draws(generator: torch.Generator) -> None:
 def test_sampling_is_reproducible_and_scores_its_own_latents(
     folders: dict[str, str], prompts: list[Prompt], kind: str
 ) -> None:
-    """The final latent is kept, not encoded again from the picture; neighbours change nothing."""
-    policy = load(folders, kind)
+    """With ``drawn: own`` the final latent is kept; neighbours change nothing."""
+    policy = load(folders, kind, drawn="own")
     both = policy.sample(prompts, group_size=2, generators=generators(2, "s"))
     alone = policy.sample(prompts[1:], group_size=2, generators=generators(2, "s")[1:])
     for name, value in alone.stepwise.items():
@@ -194,6 +194,27 @@ def test_sampling_is_reproducible_and_scores_its_own_latents(
     assert [np.asarray(p).tolist() for p in both.outputs] == [
         np.asarray(p).tolist() for p in expected
     ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_drawn_picture_scores_as_the_same_picture_recorded(
+    folders: dict[str, str], prompts: list[Prompt], kind: str
+) -> None:
+    """Bit for bit, at the same draws; and what is drawn once is not kept for later."""
+    policy = load(folders, kind)
+    drawn = policy.sample(prompts, group_size=2, generators=generators(2, "s"))
+    assert not policy.adapter.family.latents.posteriors.memory  # type: ignore[attr-defined]
+    sides = [drawn.outputs[:2], drawn.outputs[2:]]
+    recorded = policy.adapter.encode(prompts, sides, generators=generators(2, "s"))
+    assert torch.equal(drawn.stepwise["latent"], recorded.stepwise["latent"])
+    same = {k: drawn.stepwise[k] for k in ("noise", "timestep", "level")}
+    recorded = replace(recorded, stepwise={**recorded.stepwise, **same})
+    found = policy.scores(drawn).log_probs
+    torch.testing.assert_close(found, policy.scores(recorded).log_probs)
+    # A draw from the posterior is one, and not the mean.
+    other = load(folders, kind, latent="sample")
+    sampled = other.sample(prompts, group_size=2, generators=generators(2, "s"))
+    assert not torch.equal(sampled.stepwise["latent"], drawn.stepwise["latent"])
 
 
 def test_recorded_pictures_are_encoded_by_the_vae(
