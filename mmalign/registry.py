@@ -106,6 +106,7 @@ REWARDS = {
     "tinyworld_likeness": "mmalign.tinyworld.judges:LikenessJudge",
     "clip": "mmalign.rewards.clip:ClipReward",
     "function": "mmalign.rewards.function:FunctionReward",
+    "jpeg": "mmalign.rewards.jpeg:JPEGReward",
     "length": "mmalign.rewards.text:LengthReward",
     "relevance": "mmalign.rewards.relevance:RelevanceReward",
     "sentiment": "mmalign.rewards.sentiment:SentimentReward",

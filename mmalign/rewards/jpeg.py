@@ -26,7 +26,7 @@ class JPEGReward:
         quality: Of the JPEG encoder, 1 to 95.
 
     References:
-        2305.13301, section 5.
+        2305.13301 and its released code.
     """
 
     larger: bool = False

@@ -11,6 +11,7 @@ from mmalign.claims import Claim, Comparison
 from mmalign.policy import Policy
 from mmalign.protocols import RewardModel
 from mmalign.rewards import judged
+from mmalign.rewards.clip import ClipReward
 from mmalign.tinyworld.claims.common import (
     EXACT,
     GRADED,
@@ -22,14 +23,13 @@ from mmalign.tinyworld.claims.common import (
     trained,
 )
 from mmalign.tinyworld.data import TaskJudge
-from mmalign.tinyworld.judges import LikenessJudge
 from mmalign.tinyworld.tasks import TASKS
 
-LIKENESS = "likeness to a right picture"
+AGREEMENT = "agreement with the prompt by CLIP"
 JUDGES: Mapping[str, RewardModel] = {
     GRADED: TaskJudge(partial=True),
     EXACT: TaskJudge(),
-    LIKENESS: LikenessJudge(),
+    AGREEMENT: ClipReward(),
 }
 HELDOUT = 766
 """All there are."""
@@ -70,9 +70,9 @@ FLOW = Model(
     config="diffusion/flow_online_dpo",
     type="flow",
     drawing={"guidance_scale": 1.0, "steps": 4},
-    reward="{type: tinyworld_likeness}",
+    reward="{type: clip}",
     updates=120,
-    rates={"offline": "1e-4", "online": "3e-4"},
+    rates={"offline": "2e-4", "online": "2e-4"},
 )
 
 
@@ -165,8 +165,8 @@ DENOISERS = Claim(
     run=partial(run, model=FLOW),
     objectives=("dpo",),
     comparisons=(
-        *(Comparison(metric=m, arm="online", over="before") for m in (LIKENESS, EXACT)),
-        *(Comparison(metric=m, arm="online", over="offline") for m in (LIKENESS, EXACT)),
+        *(Comparison(metric=m, arm="online", over="before") for m in (AGREEMENT, EXACT)),
+        *(Comparison(metric=m, arm="online", over="offline") for m in (AGREEMENT, EXACT)),
     ),
     seeds=3,
 )
