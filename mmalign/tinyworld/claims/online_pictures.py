@@ -72,7 +72,7 @@ FLOW = Model(
     drawing={"guidance_scale": 1.0, "steps": 4},
     reward="{type: clip}",
     updates=120,
-    rates={"offline": "2e-4", "online": "2e-4"},
+    rates={"offline": "2e-4", "online": "3e-4"},
 )
 
 
