@@ -36,8 +36,8 @@ def prompts_of(kind: str) -> list[Prompt]:
 
 @cache
 def policy_of(kind: str) -> Policy:
-    """The policy of a kind under the bound, which no test changes."""
-    return TinyPipeline(kind=kind).load()
+    """The policy of a kind under the bound, which no test changes; it keeps its own latents."""
+    return TinyPipeline(kind=kind, drawn="own").load()
 
 
 def policy_of_size(kind: str, size: tuple[int, int]) -> Policy:
@@ -88,7 +88,7 @@ def test_the_pipeline_draws_the_same_latents(kind: str) -> None:
     ours = drawn.stepwise["latent"][:, 0]
     theirs = unpacked(family.pipe, called(family.pipe, kind, "latent"), family.latents.shape)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-    other = TinyPipeline(kind=kind, guidance_scale=1.0).load()
+    other = TinyPipeline(kind=kind, guidance_scale=1.0, drawn="own").load()
     drawn = other.sample(prompts_of(kind), group_size=1, generators=generators(2, "s"))
     assert float((drawn.stepwise["latent"][:, 0] - theirs).abs().max()) > 1e-3
 
@@ -182,7 +182,7 @@ def test_a_lora_loads_into_the_pipeline(kind: str, tmp_path: Path) -> None:
 
     PixArt's pipeline loads no LoRA, so peft puts it into the transformer.
     """
-    policy = trained(TinyPipeline(kind=kind, lora=LoRA(rank=2, alpha=8)).load())
+    policy = trained(TinyPipeline(kind=kind, lora=LoRA(rank=2, alpha=8), drawn="own").load())
     policy.save(tmp_path)
     drawn = policy.sample(prompts_of(kind), group_size=1, generators=generators(2, "s"))
     ours, shape = drawn.stepwise["latent"][:, 0], family_of(policy).latents.shape
@@ -201,7 +201,7 @@ def test_a_lora_loads_into_the_pipeline(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["pixart_sigma", "wan"])
 def test_a_trained_pipeline_loads(kind: str, tmp_path: Path) -> None:
     """`from_pretrained` alone, the scheduler included, draws what the policy draws."""
-    policy = trained(TinyPipeline(kind=kind).load())
+    policy = trained(TinyPipeline(kind=kind, drawn="own").load())
     policy.save(tmp_path)
     drawn = policy.sample(prompts_of(kind), group_size=1, generators=generators(2, "s"))
     pipe = DiffusionPipeline.from_pretrained(str(tmp_path))

@@ -67,6 +67,7 @@ def test_the_example_is_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         guidance_scale=3.0,
         size=16,
         max_sequence_length=18,
+        drawn="own",
     )
     policy = spec.load()
     drawn = policy.sample(

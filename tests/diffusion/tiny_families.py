@@ -424,6 +424,7 @@ class TinyPipeline:
         guidance_scale: Of sampling.
         lora: LoRA settings, or None.
         resize: Whether given pictures are resized.
+        drawn: What of a drawn picture is scored.
     """
 
     kind: str
@@ -432,6 +433,7 @@ class TinyPipeline:
     guidance_scale: float = 3.0
     lora: LoRA | None = None
     resize: bool = False
+    drawn: Any = "encoded"
 
     def load(self) -> Policy:
         """The policy."""
@@ -444,6 +446,7 @@ class TinyPipeline:
             guidance_scale=self.guidance_scale,
             lora=self.lora,
             resize=self.resize,
+            drawn=self.drawn,
             **kind.options,
         ).load()
         return policy
