@@ -157,16 +157,29 @@ CLAIM = Claim(
 )
 DENOISERS = Claim(
     statement=(
-        "At equal numbers of judged pictures and of updates, a flow draws better after online DPO "
-        "than after DPO on pairs that it drew before training."
+        "At equal numbers of judged pictures and of updates, a flow draws better after online "
+        "Diffusion-DPO than after the same on pairs that it drew before training: by the judge of "
+        "both, and by one that neither was trained on."
     ),
     source="2402.04792, 2311.12908",
-    notes="",
+    notes=(
+        "A flow in 4 moves, drawn without guidance; the judge of both is CLIP's agreement, which "
+        "hardly ever ties. Each side has the best rate for it at one seed: offline pairs reached "
+        "0.772, 0.782 and 0.768 at 1e-4, 2e-4 and 3e-4, online ones 0.794 and 0.803 at the last "
+        "two. On the diffusion in 3 moves, at the same rates and one seed, online pairs led by "
+        "agreement (0.815, 0.794) and not by shapes exactly right (0.406, 0.416). After 60 updates "
+        "the sides were equal on either model. What did not show it: pictures scored by the latent "
+        "that the last move arrived at (`drawn: own`), which ended at 0.745 after 60 updates where "
+        "offline pairs had 0.766; and, so scored, the graded judge, of whose groups many tie (60 "
+        "updates: offline pairs 0.820, 0.822 and 0.749 at 1e-4, 2e-4 and 4e-4, online ones 0.811 "
+        "and 0.796 at the first and the last; 120: 0.820 and 0.819)."
+    ),
     run=partial(run, model=FLOW),
     objectives=("dpo",),
-    comparisons=(
-        *(Comparison(metric=m, arm="online", over="before") for m in (AGREEMENT, EXACT)),
-        *(Comparison(metric=m, arm="online", over="offline") for m in (AGREEMENT, EXACT)),
+    comparisons=tuple(
+        Comparison(metric=metric, arm="online", over=other)
+        for other in ("before", "offline")
+        for metric in (AGREEMENT, GRADED, EXACT)
     ),
     seeds=3,
 )
