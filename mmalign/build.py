@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 from mmalign import invariants, references, rng
-from mmalign.objectives.unpaired import UnpairedObjective
+from mmalign.objectives import KTO
 from mmalign.policy import Policy, ValueHead
 from mmalign.protocols import AGAINST, Contrasting, ReadsReference, Reference
 from mmalign.run import PolicySpec, Run
@@ -55,7 +55,7 @@ def build(run: Run) -> Trainer:
     source = run.source.build(policy, seed=run.seed)
     if isinstance(source, ReadsReference):
         source.read(reference)
-    if isinstance(run.objective, UnpairedObjective) and isinstance(source, UnpairedSource):
+    if isinstance(run.objective, KTO) and isinstance(source, UnpairedSource):
         counts = {"desirable": source.desirable, "undesirable": source.undesirable}
         if note := run.objective.odd_balance(**counts):
             logger.warning("%s", note)

@@ -64,6 +64,17 @@ class KTO(UnpairedObjective):
         """Log-probs under the reference, and under the policy before the batch's first update."""
         return frozenset({"reference", "behaviour", "coupled"})
 
+    def odd_balance(self, *, desirable: int, undesirable: int) -> str | None:
+        """Why a data set's labels call for other weights; None where they do not."""
+        up, down = desirable * self.desirable_weight, undesirable * self.undesirable_weight
+        if down <= up <= 4 / 3 * down:
+            return None
+        return (
+            f"{desirable} desirable and {undesirable} undesirable outputs weigh {up:g} to "
+            f"{down:g}; choose desirable_weight and undesirable_weight so that the first is 1 to "
+            "4/3 times the second"
+        )
+
     @torch.no_grad()
     def credit(self, batch: Batch) -> Batch:
         """The labelled rows, each with the KL point, and their number as denominator.

@@ -64,17 +64,6 @@ class UnpairedObjective(ABC):
     def formula(self, log_ratio: Tensor, batch: Batch) -> Tensor:
         """``[B]`` losses of rows before their weights, from ``[B]`` log-ratios."""
 
-    def odd_balance(self, *, desirable: int, undesirable: int) -> str | None:
-        """Why a data set's labels call for other weights; None where they do not."""
-        up, down = desirable * self.desirable_weight, undesirable * self.undesirable_weight
-        if down <= up <= 4 / 3 * down:
-            return None
-        return (
-            f"{desirable} desirable and {undesirable} undesirable outputs weigh {up:g} to "
-            f"{down:g}; choose desirable_weight and undesirable_weight so that the first is 1 to "
-            "4/3 times the second"
-        )
-
     @torch.no_grad()
     def credit(self, batch: Batch) -> Batch:
         """The labelled rows, and their number as denominator."""

@@ -8,7 +8,8 @@ from click.testing import CliRunner
 
 from mmalign import invariants
 from mmalign.cli import cli
-from mmalign.objectives import DPO, GRPO, KTO, MaPO
+from mmalign.objectives import DPO, GRPO, KTO, MPO, SFT, MaPO
+from mmalign.objectives.mixture import Term
 from mmalign.report.page import write
 
 
@@ -17,6 +18,8 @@ def test_where_there_is_something_to_say() -> None:
     said = invariants.meaning_of_beta(DPO(beta=5000.0), likelihood="bound")
     assert said is not None and said.startswith("beta=5000 ") and "1/2 is inside" in said
     assert invariants.meaning_of_beta(KTO(beta=2000.0), likelihood="bound") is not None
+    within = MPO(terms=(Term(objective=SFT()), Term(objective=DPO(beta=2000.0))))
+    assert "beta=2000 " in str(invariants.meaning_of_beta(within, likelihood="bound"))
     assert invariants.meaning_of_beta(DPO(), likelihood="exact") is None
     assert invariants.meaning_of_beta(MaPO(), likelihood="bound") is None
     assert invariants.meaning_of_beta(GRPO(beta=0.1, allow_bound=True), likelihood="bound") is None

@@ -486,6 +486,7 @@ def test_needs():
         (LatentEM, {"lowest": 0.95}, "lowest=0.95"),
         (LatentEM, {"rate": 1.5}, "rate=1.5"),
         (LatentEM, {"of": AOT()}, "formula of each pair"),
+        (LatentEM, {"of": CriticalDPO()}, "rejected side alone"),
         (LatentEM, {"of": GRPO()}, "GRPO is none"),
         (BCOUnpaired, {"beta": 0.0}, "beta=0.0"),
         (APOZeroUnpaired, {"undesirable_weight": -1.0}, "undesirable_weight=-1.0"),
